@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixture-of-Experts layers for convolutional vision models, and the YOLO-Master networks made of them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from moe_vision.layers import (
+    DepthwiseExperts,
+    DynamicRouter,
+    ESMoE,
+    Routing,
+    TopKGate,
+    hard_top_k,
+    soft_top_k,
+)
+from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
+
+if TYPE_CHECKING:
+    from moe_vision.models import create_model, list_models
+    from moe_vision.tasks import predict
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DepthwiseExperts",
+    "DynamicRouter",
+    "ESMoE",
+    "Routing",
+    "TopKGate",
+    "auxiliary_loss",
+    "create_model",
+    "hard_top_k",
+    "list_models",
+    "load_balancing_loss",
+    "predict",
+    "router_z_loss",
+    "soft_top_k",
+]
+
+# What stands above the layers is loaded when it is used: it needs torchvision and timm, which take seconds to import.
+_LAZY = {"create_model": "models", "list_models": "models", "predict": "tasks"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'moe_vision' has no attribute {name!r}")
+    return getattr(import_module(f"moe_vision.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

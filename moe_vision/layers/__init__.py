@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixture-of-Experts layers for convolutional networks; they need torch and einops alone."""
+
+from moe_vision.layers.esmoe import ESMoE
+from moe_vision.layers.experts import DepthwiseExpert, DepthwiseExperts, SeparableExpert
+from moe_vision.layers.gating import TopKGate, hard_top_k, soft_top_k
+from moe_vision.layers.routing import DynamicRouter, Routing
+
+__all__ = [
+    "DepthwiseExpert",
+    "DepthwiseExperts",
+    "DynamicRouter",
+    "ESMoE",
+    "Routing",
+    "SeparableExpert",
+    "TopKGate",
+    "hard_top_k",
+    "soft_top_k",
+]

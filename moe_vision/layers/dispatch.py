@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Executors: ways to compute one and the same mixture sum_i w_i expert_i(x).
+
+They differ in which experts run and in what the hardware sees, never in the result beyond rounding.
+
+| executor  | experts that run               | shapes  | host transfers | good for                              |
+|-----------|--------------------------------|---------|----------------|---------------------------------------|
+| dense     | all, on all images             | fixed   | 0              | training, compiling, exporting        |
+| grouped   | the selected, a batch each     | by data | 1              | large batches; sparse training        |
+| per_image | the selected, an image at once | by data | 1              | small batches on a CPU                |
+| static    | the selected, folded           | fixed   | 0              | CUDA graphs; any K of linear experts  |
+
+Axes: B images, E experts, K selected experts, C channels.
+"""
+
+from collections.abc import Callable
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from moe_vision._types import DispatchMode
+from moe_vision.layers.experts import DepthwiseExperts
+from moe_vision.layers.routing import Routing
+
+DISPATCH_MODES: tuple[str, ...] = get_args(DispatchMode)
+
+# An image at a time stays in the cache up to about this batch; beyond it the calls cost more than they save.
+PER_IMAGE_MAX_BATCH = 8
+
+# Elements of a CUDA feature map from which half the expert work outweighs one host synchronisation; not yet measured.
+GROUPED_MIN_CUDA_ELEMENTS = 32 * 128 * 40 * 40
+
+Executor = Callable[[Tensor, Routing, DepthwiseExperts], Tensor]
+
+
+def dense(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+    """Run every expert on every image and mask with the weights.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        routing: What the gate decided for the B images.
+        experts: The E experts.
+
+    Shape:
+        - Output: (B, C_out, H', W'), in the type that the experts return
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.layers import DepthwiseExperts, TopKGate, dispatch
+        >>> experts, gate = DepthwiseExperts(8).eval(), TopKGate(top_k=2).eval()
+        >>> x, routing = torch.rand(3, 8, 6, 6), gate(torch.randn(3, 4))
+        >>> torch.allclose(dispatch.dense(x, routing, experts), dispatch.grouped(x, routing, experts), atol=1e-6)
+        True
+    """
+    weights = routing.weights
+    y = _weighted(experts[0](x), weights[:, 0])
+    for index in range(1, len(experts)):
+        y = y + _weighted(experts[index](x), weights[:, index])
+    return y
+
+
+def grouped(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+    """Run each selected expert once, on the images that selected it; see `dense` for arguments.
+
+    In training an expert that no image selected runs on an empty batch, so that every parameter has a gradient
+    and distributed training needs no search for unused ones.
+    """
+    batch = x.shape[0]
+    selected = routing.indices.tolist()
+    y: Tensor | None = None
+    for index, expert in enumerate(experts):
+        images = [image for image in range(batch) if index in selected[image]]
+        if not images and not experts.training:
+            continue
+        rows = torch.tensor(images, dtype=torch.int64, device=x.device)
+        part = _weighted(expert(x.index_select(0, rows)), routing.weights[rows, index])
+        if y is None:
+            y = part.new_zeros(batch, *part.shape[1:])
+        y = y.index_add_(0, rows, part)
+    return dense(x, routing, experts) if y is None else y  # no expert ran: the batch is empty
+
+
+def per_image(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+    """Run the selected experts of one image after the other, without copies; see `dense` for arguments.
+
+    In training it does what `grouped` does, since a norm must see a batch.
+    """
+    if experts.training or x.shape[0] == 0:
+        return grouped(x, routing, experts)
+    mixtures = []
+    for image, selected in enumerate(routing.indices.tolist()):
+        features, weights = x[image : image + 1], routing.weights[image : image + 1]
+        first, *others = sorted(selected)  # in the order of `dense`, to the same rounding
+        y = _weighted(experts[first](features), weights[:, first])
+        for index in others:
+            y = y + _weighted(experts[index](features), weights[:, index])
+        mixtures.append(y)
+    return mixtures[0] if len(mixtures) == 1 else torch.cat(mixtures)
+
+
+def static(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+    """Run the selected experts with shapes that do not depend on the data; see `dense` for arguments.
+
+    Linear experts are merged into one convolution an image. Separable experts are gathered, which needs the frozen
+    statistics of BatchNorm2d: in training it does what `dense` does.
+
+    Raises:
+        ValueError: If the norm of separable experts is not a BatchNorm2d with running statistics.
+    """
+    if x.shape[0] == 0:
+        return dense(x, routing, experts)
+    if experts.kind == "depthwise":
+        return experts.merged(x, routing.weights)
+    if experts.training:
+        return dense(x, routing, experts)
+    features = experts.gathered(x, routing.indices)
+    weights = routing.weights.gather(1, routing.indices).to(features.dtype)
+    return (features * weights[:, :, None, None, None]).sum(dim=1)
+
+
+EXECUTORS: dict[str, Executor] = {"dense": dense, "grouped": grouped, "per_image": per_image, "static": static}
+
+
+def mixture(x: Tensor, routing: Routing, experts: DepthwiseExperts, mode: DispatchMode = "auto") -> Tensor:
+    """Compute the mixture of the experts, with the executor named or the best one for the case.
+
+    ``auto`` runs everything in training, since the norms of the experts then see every image, and while the graph
+    is compiled or exported, since a branch on data would be frozen. Otherwise the unselected experts do not run.
+
+    Args:
+        x: Feature map (B, C, H, W).
+        routing: What the gate decided for the B images.
+        experts: The E experts.
+        mode: ``auto`` or the name of an executor.
+
+    Shape:
+        - Output: (B, C_out, H', W')
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.layers import DepthwiseExperts, TopKGate, dispatch
+        >>> routing = TopKGate(top_k=2).eval()(torch.randn(3, 4))
+        >>> dispatch.mixture(torch.rand(3, 8, 6, 6), routing, DepthwiseExperts(8).eval()).shape
+        torch.Size([3, 8, 6, 6])
+    """
+    executor = _choose(x, routing, experts) if mode == "auto" else EXECUTORS[mode]
+    return executor(x, routing, experts)
+
+
+def _choose(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Executor:
+    if experts.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return dense
+    if experts.kind == "depthwise":
+        return static
+    if routing.indices.shape[1] == len(experts):
+        return dense
+    if x.is_cuda:
+        return grouped if x.numel() >= GROUPED_MIN_CUDA_ELEMENTS else dense
+    return per_image if x.shape[0] <= PER_IMAGE_MAX_BATCH else grouped
+
+
+def _weighted(features: Tensor, weights: Tensor) -> Tensor:
+    """Multiply each image's features by its weight, in the type of the features (autocast may have lowered it)."""
+    return features * weights.to(features.dtype)[:, None, None, None]

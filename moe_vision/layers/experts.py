@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experts: convolutions that differ in kernel size.
+
+Two kinds, never to be confused. A *separable* expert is the paper's: depthwise, pointwise, norm, activation. A
+*depthwise* expert is a linear depthwise convolution, so that several of them merge into one by adding their kernels.
+Axes: B images, E experts, K selected experts, C channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_vision._types import ExpertKind, LayerFactory
+from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive
+
+EXPERT_KINDS: tuple[str, ...] = get_args(ExpertKind)
+
+
+class SeparableExpert(nn.Module):
+    """Depthwise k x k, pointwise 1 x 1, norm, activation (section 3.3 of arXiv 2512.23273).
+
+    There is no norm and no activation between the two convolutions.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Side k of the depthwise kernel, odd.
+        stride: Stride of the depthwise convolution.
+        act_layer: Factory of the activation.
+        norm_layer: Factory of the norm, called with the number of channels.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+
+    Shape:
+        - Input: (B, in_channels, H, W)
+        - Output: (B, out_channels, ceil(H / stride), ceil(W / stride))
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.layers import SeparableExpert
+        >>> SeparableExpert(8, 16, kernel_size=5)(torch.rand(2, 8, 12, 10)).shape
+        torch.Size([2, 16, 12, 10])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        act_layer: LayerFactory = nn.SiLU,
+        norm_layer: LayerFactory = nn.BatchNorm2d,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv_dw = _depthwise(in_channels, kernel_size, stride, bias=False, **dd)
+        self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
+        self.norm = norm_layer(out_channels, **dd)
+        self.act = act_layer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of one expert for a feature map."""
+        return cast(Tensor, self.act(self.norm(self.conv_pw(self.conv_dw(x)))))
+
+
+class DepthwiseExpert(nn.Module):
+    """A linear expert: one depthwise k x k convolution and nothing else.
+
+    Args:
+        channels: Channels of input and output.
+        kernel_size: Side k of the kernel, odd.
+        stride: Stride of the convolution.
+        bias: Add a bias a channel.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+
+    Shape:
+        - Input: (B, channels, H, W)
+        - Output: (B, channels, ceil(H / stride), ceil(W / stride))
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.layers import DepthwiseExpert
+        >>> DepthwiseExpert(8, kernel_size=5, stride=2)(torch.rand(2, 8, 12, 10)).shape
+        torch.Size([2, 8, 6, 5])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv_dw = _depthwise(channels, kernel_size, stride, bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolved feature map."""
+        return cast(Tensor, self.conv_dw(x))
+
+
+class DepthwiseExperts(nn.ModuleList):
+    """A list of experts, one for each kernel size; ``experts[i]`` is the i-th alone.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output, ``in_channels`` if None.
+        kernel_sizes: Odd kernel sizes, one an expert.
+        stride: Stride of every expert.
+        kind: ``separable`` (the paper's) or ``depthwise`` (linear, merges; out_channels = in_channels).
+        bias: Add a bias a channel; for ``depthwise`` alone.
+        act_layer: Factory of a separable expert's activation.
+        norm_layer: Factory of a separable expert's norm.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+
+    Shape:
+        - Input: (B, in_channels, H, W)
+        - Output: every expert's features, (B, E, out_channels, ceil(H / stride), ceil(W / stride))
+
+    Raises:
+        ValueError: If a size is below 1, a kernel size is even or none is given, ``kind`` is unknown, or an
+            argument does not go with ``kind``.
+
+    Example:
+        >>> import torch
+        >>> from moe_vision import DepthwiseExperts
+        >>> experts = DepthwiseExperts(8, kernel_sizes=(3, 5, 7))
+        >>> experts(torch.rand(2, 8, 12, 10)).shape
+        torch.Size([2, 3, 8, 12, 10])
+        >>> experts[1](torch.rand(2, 8, 12, 10)).shape
+        torch.Size([2, 8, 12, 10])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        *,
+        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        stride: int = 1,
+        kind: ExpertKind = "separable",
+        bias: bool = False,
+        act_layer: LayerFactory = nn.SiLU,
+        norm_layer: LayerFactory = nn.BatchNorm2d,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        check_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_kernel_sizes(kernel_sizes)
+        check_choice("expert", kind, EXPERT_KINDS)
+        if kind == "depthwise" and out_channels != in_channels:
+            raise ValueError(
+                f"out_channels must equal in_channels={in_channels} for depthwise experts, got {out_channels}; "
+                "separable experts can change the number of channels"
+            )
+        if kind == "separable" and bias:
+            raise ValueError("bias must be False for separable experts, whose norm has one, got True")
+        self.kind: ExpertKind = kind
+        self.kernel_sizes = tuple(kernel_sizes)
+        self.stride = stride
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        for size in self.kernel_sizes:
+            if kind == "depthwise":
+                self.append(DepthwiseExpert(in_channels, size, stride=stride, bias=bias, **dd))
+            else:
+                layers: dict[str, Any] = {"act_layer": act_layer, "norm_layer": norm_layer}
+                self.append(SeparableExpert(in_channels, out_channels, size, stride=stride, **layers, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of every expert, stacked to (B, E, C, H, W)."""
+        return torch.stack([expert(x) for expert in self], dim=1)
+
+    def merged(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Return the mixture of linear experts at the cost of one: each image is convolved with its mixed kernel.
+
+        By linearity sum_i w_i (kernel_i * x) = (sum_i w_i kernel_i) * x, the argument of CondConv
+        (arXiv 1904.04971). For ``depthwise`` experts alone; the batch is folded into the groups.
+        """
+        batch, channels = x.shape[:2]
+        experts = cast(list[DepthwiseExpert], list(self))
+        weights = weights.to(x.dtype)
+        kernels = torch.einsum("be,echw->bchw", weights, self._kernels()[:, :, 0].to(x.dtype))
+        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), kernels.flatten(0, 1).unsqueeze(1))
+        y = y.view(batch, channels, *y.shape[2:])
+        if experts[0].conv_dw.bias is None:
+            return y
+        biases = torch.stack([cast(Tensor, expert.conv_dw.bias) for expert in experts]).to(x.dtype)
+        return y + (weights @ biases)[:, :, None, None]
+
+    def gathered(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Return the features of the selected separable experts, (B, K, C, H, W), without a host transfer.
+
+        The kernels of the selected experts are gathered, padded to the largest size, and applied with images and
+        experts folded into the groups, so that all shapes are fixed. Statistics of the norm must be frozen.
+        """
+        batch, num_selected = indices.shape
+        experts = cast(list[SeparableExpert], list(self))
+        kernels = self._kernels().to(x.dtype)[indices].flatten(0, 2)
+        folded = x.unsqueeze(1).expand(-1, num_selected, -1, -1, -1).reshape(1, -1, *x.shape[2:])
+        depthwise = self._convolve(folded, kernels)
+        height, width = depthwise.shape[2:]
+        pointwise = torch.stack([expert.conv_pw.weight[:, :, 0, 0] for expert in experts])
+        scale, shift = (torch.stack(values) for values in zip(*map(_frozen_norm, experts), strict=True))
+        y = pointwise.to(x.dtype)[indices] @ depthwise.view(batch, num_selected, -1, height * width)
+        y = y * scale.to(x.dtype)[indices].unsqueeze(-1) + shift.to(x.dtype)[indices].unsqueeze(-1)
+        return cast(Tensor, experts[0].act(y.view(*y.shape[:-1], height, width)))
+
+    def _kernels(self) -> Tensor:
+        """Stack the depthwise kernels to (E, C, 1, k, k), padded with zeros to the largest k; the padding is exact."""
+        largest = max(self.kernel_sizes)
+        experts = cast(list[SeparableExpert | DepthwiseExpert], list(self))
+        margins = [(largest - size) // 2 for size in self.kernel_sizes]
+        padded = [F.pad(expert.conv_dw.weight, [margin] * 4) for expert, margin in zip(experts, margins, strict=True)]
+        return torch.stack(padded)
+
+    def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+        return F.conv2d(x, kernels, stride=self.stride, padding=max(self.kernel_sizes) // 2, groups=kernels.shape[0])
+
+    def extra_repr(self) -> str:
+        """Show the settings in ``print(model)``."""
+        return f"kind={self.kind!r}, kernel_sizes={self.kernel_sizes}, stride={self.stride}"
+
+
+def _depthwise(
+    channels: int,
+    kernel_size: int,
+    stride: int,
+    bias: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Conv2d:
+    padding = kernel_size // 2
+    return nn.Conv2d(
+        channels, channels, kernel_size, stride, padding, groups=channels, bias=bias, device=device, dtype=dtype
+    )
+
+
+def _frozen_norm(expert: SeparableExpert) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of an expert's BatchNorm in eval."""
+    norm = expert.norm
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+        raise ValueError(
+            "dispatch must not be 'static' unless norm_layer is BatchNorm2d with running statistics, "
+            f"got {type(norm).__name__}; use 'dense'"
+        )
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift + norm.bias if norm.affine else shift

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses: balance of the experts, and what the tasks need."""
+
+from moe_vision.losses.balance import auxiliary_loss, load_balancing_loss, router_z_loss
+
+__all__ = ["auxiliary_loss", "load_balancing_loss", "router_z_loss"]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Letterbox: fit an image into a square without changing its aspect ratio, and take boxes back from there."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+
+class LetterboxGeometry(NamedTuple):
+    """Where the resized image lies in the square, in pixels."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def letterbox_geometry(height: int, width: int, size: int) -> LetterboxGeometry:
+    """Size and place of a height x width image in a size x size square, centred.
+
+    Example:
+        >>> letterbox_geometry(480, 640, 320)
+        LetterboxGeometry(height=240, width=320, top=40, left=0)
+    """
+    scale = size / max(height, width)
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    return LetterboxGeometry(new_height, new_width, (size - new_height) // 2, (size - new_width) // 2)
+
+
+class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
+    """Resizes with antialias to fit a square, centres, and fills the border; boxes follow.
+
+    Args:
+        size: side of the square in pixels.
+        fill: value of the border, in the units of the image.
+
+    Shape:
+        image (C, H, W) -> (C, size, size).
+
+    Example:
+        >>> Letterbox(320)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
+        torch.Size([3, 320, 320])
+    """
+
+    def __init__(self, size: int, fill: float = 114) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {size}")
+        self.size = size
+        self.fill = fill
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Measures the image among the inputs (called by torchvision once a sample)."""
+        height, width = v2.query_size(flat_inputs)
+        return {"geometry": letterbox_geometry(height, width, self.size)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Letterboxes one image, mask or set of boxes (called by torchvision)."""
+        height, width, top, left = params["geometry"]
+        right, bottom = self.size - width - left, self.size - height - top
+        fill = 0 if isinstance(inpt, tv_tensors.Mask) else self.fill
+        return F.pad(F.resize(inpt, [height, width], antialias=True), [left, top, right, bottom], fill=fill)
+
+
+def undo_letterbox(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
+    """Maps boxes from the letterboxed square back to the original image and clips them to it.
+
+    Args:
+        boxes: xyxy in pixels of the square.
+        height: height of the original image in pixels.
+        width: width of the original image in pixels.
+        size: side of the square in pixels.
+
+    Shape:
+        boxes (N, 4) -> (N, 4).
+
+    Example:
+        >>> undo_letterbox(torch.tensor([[0.0, 40.0, 160.0, 280.0]]), height=480, width=640, size=320)
+        tensor([[  0.,   0., 320., 480.]])
+    """
+    new_height, new_width, top, left = letterbox_geometry(height, width, size)
+    offset = boxes.new_tensor([left, top, left, top])
+    scale = boxes.new_tensor([width / new_width, height / new_height] * 2)  # per axis: the new size was rounded
+    limit = boxes.new_tensor([width, height, width, height])
+    return torch.minimum(((boxes - offset) * scale).clamp(min=0), limit)

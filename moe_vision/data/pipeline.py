@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a data set of images to what a detector trains on: square float images and plain tensors, reproducibly."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from moe_vision.data.mosaic import mosaic, scale_jitter
+from moe_vision.data.samples import DetectionSource, Sample
+from moe_vision.data.transforms import eval_transform, train_transform
+
+
+def derive_seed(*numbers: int) -> int:
+    """Mixes non-negative numbers into one seed, so that neighbouring numbers give unrelated random streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+class DetectionPipeline(Dataset[Sample]):
+    """Letterboxed samples for evaluation, or augmented ones (mosaic, scale jitter, flips, colour) for training.
+
+    A sample depends on (seed, epoch, index) alone, so any number of loader workers gives the same samples, and torch's
+    global random state is left as it was.
+
+    Args:
+        source: data set of images and boxes, such as `VOCDetection` or `ShapeScenes`.
+        image_size: side of the square images in pixels.
+        augment: augment (training) or only letterbox (evaluation).
+        mosaic: probability of a mosaic of four images; otherwise one image with scale jitter.
+        hflip: probability of a left-right flip.
+        vflip: probability of an upside-down flip.
+        seed: seed of the augmentation.
+
+    Shape:
+        image (3, image_size, image_size) float32 in [0, 1]; target: `boxes` (N, 4) xyxy in pixels of that square,
+        `labels` (N,), `image_id` the index, `size` the (height, width) of the source's image, for `undo_letterbox`
+        (it says nothing useful about an augmented sample).
+
+    Example:
+        >>> from moe_vision.data import ShapeScenes
+        >>> pipeline = DetectionPipeline(ShapeScenes(8), image_size=128, augment=True)
+        >>> pipeline.set_epoch(1)
+        >>> image, target = pipeline[3]
+        >>> image.shape, target["image_id"], target["size"]
+        (torch.Size([3, 128, 128]), 3, (160, 160))
+    """
+
+    def __init__(
+        self,
+        source: DetectionSource,
+        image_size: int,
+        *,
+        augment: bool = False,
+        mosaic: float = 1.0,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.image_size = image_size
+        self.augment = augment
+        self.mosaic = mosaic
+        self.seed = seed
+        self.epoch = 0
+        self.transform = train_transform(hflip=hflip, vflip=vflip) if augment else eval_transform(image_size)
+
+    def set_epoch(self, epoch: int, mosaic: float | None = None) -> None:
+        """Starts another epoch: other random numbers, and from now on `mosaic` as its probability unless None."""
+        self.epoch = epoch
+        if mosaic is not None:
+            self.mosaic = mosaic
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, target = self.source[index]
+        size = tuple(image.shape[-2:])
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would also reseed the GPUs, and those are not forked here.
+            torch.default_generator.manual_seed(derive_seed(self.seed, self.epoch, index))
+            if self.augment:
+                image, target = self._compose((image, target))
+            image, target = self.transform(image, target)
+        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
+        return image.as_subclass(Tensor), {"boxes": boxes, "labels": labels, "image_id": index, "size": size}
+
+    def _compose(self, sample: Sample) -> Sample:
+        if torch.rand(()) >= self.mosaic:
+            return scale_jitter(sample, self.image_size)
+        others = torch.randint(len(self.source), (3,)).tolist()
+        return mosaic([sample, *(self.source[index] for index in others)], self.image_size)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The transforms of a detection sample: letterbox for evaluation, flips and colour jitter for training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+
+from moe_vision.data.letterbox import Letterbox
+
+Transform = Callable[..., Any]
+
+
+def eval_transform(size: int) -> Transform:
+    """Letterbox to a size x size square, then float in [0, 1].
+
+    Args:
+        size: side of the square in pixels.
+
+    Shape:
+        image (3, H, W) uint8 -> (3, size, size) float32; with a target, its boxes follow.
+
+    Example:
+        >>> eval_transform(320)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
+        torch.Size([3, 320, 320])
+    """
+    return v2.Compose([Letterbox(size), v2.ToDtype(torch.float32, scale=True)])  # type: ignore[no-any-return]
+
+
+def train_transform(*, hflip: float = 0.5, vflip: float = 0.0) -> Transform:
+    """Random flips, brightness, saturation and hue, then float in [0, 1]; for what `mosaic` or `scale_jitter` made.
+
+    Args:
+        hflip: probability of a left-right flip.
+        vflip: probability of an upside-down flip; for images without a natural upright, such as microscopy.
+
+    Shape:
+        image (3, H, W) uint8 -> (3, H, W) float32; with a target, its boxes follow.
+
+    Example:
+        >>> train_transform(vflip=0.5)(torch.zeros(3, 320, 320, dtype=torch.uint8)).dtype
+        torch.float32
+    """
+    steps = [
+        v2.RandomHorizontalFlip(hflip),
+        v2.RandomVerticalFlip(vflip),
+        v2.ColorJitter(brightness=0.4, saturation=0.7, hue=0.015),
+        v2.ToDtype(torch.float32, scale=True),
+    ]
+    return v2.Compose(steps)  # type: ignore[no-any-return]

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads one Pascal VOC annotation file with the standard library, refusing document type and entity declarations."""
+
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+Box = tuple[float, float, float, float]
+
+
+class VOCObject(NamedTuple):
+    """One `<object>`: its class name, and its box xyxy in pixels or None where a coordinate is not a number."""
+
+    name: str
+    box: Box | None
+
+
+class VOCAnnotation(NamedTuple):
+    """What one annotation file says: the image's file name (empty if it has none) and the objects."""
+
+    filename: str
+    objects: list[VOCObject]
+
+
+def read_annotation(path: Path) -> VOCAnnotation:
+    """Reads one annotation file.
+
+    Coordinates are taken as they are written, as continuous pixel positions from 0. Objects marked difficult count
+    like all others; parts of objects are not read.
+
+    Raises:
+        OSError: The file can not be read.
+        ValueError: The file is not well-formed XML, or declares a document type (by which a small file can expand
+            to gigabytes).
+    """
+    root = _parse(path.read_bytes())
+    objects = [VOCObject((item.findtext("name") or "").strip(), _box(item)) for item in root.findall("object")]
+    return VOCAnnotation((root.findtext("filename") or "").strip(), objects)
+
+
+def _parse(data: bytes) -> Element:
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    try:
+        parser.Parse(data, True)
+    except (expat.ExpatError, LookupError) as error:  # LookupError: unknown encoding
+        raise ValueError(str(error)) from error
+    return builder.close()
+
+
+def _refuse_doctype(*_: object) -> None:
+    raise ValueError("document type declarations are not accepted")
+
+
+def _box(item: Element) -> Box | None:
+    try:
+        left, top, right, bottom = (float(item.findtext(f"bndbox/{side}", "")) for side in _SIDES)
+    except ValueError:
+        return None
+    return left, top, right, bottom
+
+
+_SIDES = ("xmin", "ymin", "xmax", "ymax")

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task-aligned assignment: which anchor points answer for which object.
+
+Axes: N anchor points, M objects of an image.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import complete_box_iou
+
+NEAREST = 10
+SCORE_POWER = 0.5
+IOU_POWER = 6.0
+
+
+class Assignment(NamedTuple):
+    """The anchor points of one image that answer for an object.
+
+    Args:
+        points: Indices of those anchor points, (P,), int64.
+        objects: Index of the object each answers for, (P,), int64.
+        quality: Target of the class score, (P,), in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.losses.assign import Assignment
+        >>> Assignment(torch.tensor([5]), torch.tensor([0]), torch.tensor([0.7])).objects
+        tensor([0])
+    """
+
+    points: Tensor
+    objects: Tensor
+    quality: Tensor
+
+
+@torch.no_grad()
+def task_aligned_assign(
+    scores: Tensor, boxes: Tensor, points: Tensor, object_boxes: Tensor, object_labels: Tensor
+) -> Assignment:
+    """Give each object the anchor points inside it whose predictions suit it best (TOOD, arXiv 2108.07755).
+
+    The alignment of a prediction with an object is score^0.5 CIoU^6. Each object takes the 10 best aligned points
+    whose centre lies inside it; a point wanted by several objects goes to the one with the highest CIoU. The target
+    of the class score is the alignment, scaled for each object so that its best point gets the object's best CIoU.
+
+    Args:
+        scores: Predicted class scores, (N, num_classes), in [0, 1].
+        boxes: Predicted boxes, (N, 4), xyxy in pixels.
+        points: Anchor points, (N, 2), in pixels.
+        object_boxes: Boxes of the objects, (M, 4), xyxy in pixels.
+        object_labels: Classes of the objects, (M,), int64.
+
+    Shape:
+        - Output: `Assignment` of P <= N points; P = 0 for an image without objects
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.losses.assign import task_aligned_assign
+        >>> box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
+        >>> points = torch.tensor([[4.0, 4.0], [12.0, 4.0]])
+        >>> task_aligned_assign(torch.full((2, 1), 0.5), box.expand(2, 4), points, box, torch.tensor([0]))
+        Assignment(points=tensor([0]), objects=tensor([0]), quality=tensor([1.]))
+    """
+    if object_boxes.shape[0] == 0:
+        none = object_labels.new_zeros(0)
+        return Assignment(none, none, scores.new_zeros(0))
+    overlap = complete_box_iou(object_boxes, boxes).clamp(min=0)  # (M, N)
+    alignment = scores[:, object_labels].T.pow(SCORE_POWER) * overlap.pow(IOU_POWER)
+    inside = _inside(points, object_boxes)
+    best = alignment.masked_fill(~inside, -1.0).topk(min(NEAREST, points.shape[0]), dim=1).indices
+    wanted = torch.zeros_like(inside).scatter(1, best, True) & inside
+    owner = overlap.masked_fill(~wanted, -1.0).argmax(dim=0)  # (N,)
+    chosen = wanted.any(dim=0).nonzero().squeeze(1)
+    objects = owner[chosen]
+    return Assignment(chosen, objects, _quality(alignment[objects, chosen], overlap[objects, chosen], objects))
+
+
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Tell which points (N, 2) lie strictly inside which boxes (M, 4), as (M, N)."""
+    left_top = points[None] - boxes[:, None, :2]
+    right_bottom = boxes[:, None, 2:] - points[None]
+    return torch.cat([left_top, right_bottom], dim=-1).amin(dim=-1) > 0
+
+
+def _quality(alignment: Tensor, overlap: Tensor, objects: Tensor) -> Tensor:
+    """Scale the alignments of each object's points so that the largest equals its largest overlap."""
+    count = int(objects.max()) + 1 if objects.numel() else 0
+    zeros = alignment.new_zeros(count)
+    best_alignment = zeros.scatter_reduce(0, objects, alignment, "amax")
+    best_overlap = zeros.scatter_reduce(0, objects, overlap, "amax")
+    # Two predictions as far from the object as can be have an alignment of 0, and their ratio no meaning.
+    return alignment / best_alignment[objects].clamp(min=1e-9) * best_overlap[objects]

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The YOLO-Master backbone: a stem and four stages, each ending in an ES-MoE block."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from moe_vision.layers import ESMoE
+from moe_vision.layers.area_attention import A2C2f
+from moe_vision.layers.convolution import ConvNormAct, YOLOBatchNorm2d
+from moe_vision.layers.csp import C3k2
+from moe_vision.models.config import YOLOMasterConfig
+
+
+class Stage(nn.Module):
+    """Halve the resolution, then refine, then let the image choose its experts.
+
+    Args:
+        downsample: Module that halves height and width.
+        blocks: Module that keeps height and width.
+        moe: The ES-MoE block.
+
+    Shape:
+        - Input: (B, C_in, H, W)
+        - Output: (B, C_out, H / 2, W / 2)
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.layers import ESMoE
+        >>> from moe_vision.layers.convolution import ConvNormAct
+        >>> from moe_vision.models.backbone import Stage
+        >>> stage = Stage(ConvNormAct(8, 16, 3, stride=2), ConvNormAct(16, 16), ESMoE(16))
+        >>> stage(torch.rand(1, 8, 32, 32)).shape
+        torch.Size([1, 16, 16, 16])
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: nn.Module, moe: nn.Module) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = blocks
+        self.moe = moe
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of the stage."""
+        return cast(Tensor, self.moe(self.blocks(self.downsample(x))))
+
+
+class YOLOMasterBackbone(nn.Module):
+    """Features at strides 8, 16 and 32 (section 3 of arXiv 2512.23273; the stages are those of YOLOv12).
+
+    Args:
+        config: The architecture.
+
+    Shape:
+        - Input: images (B, 3, H, W) in [0, 1], H and W multiples of 32
+        - Output: P3 (B, C3, H / 8, W / 8), P4 (B, C4, H / 16, W / 16), P5 (B, C5, H / 32, W / 32)
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models import YOLOMasterBackbone, named_config
+        >>> backbone = YOLOMasterBackbone(named_config("yolo_master_n"))
+        >>> [tuple(features.shape[1:]) for features in backbone(torch.rand(1, 3, 64, 96))]
+        [(128, 8, 12), (128, 4, 6), (256, 2, 3)]
+    """
+
+    def __init__(self, config: YOLOMasterConfig) -> None:
+        super().__init__()
+        c1, c2, c3, c4, c5 = (config.channels(base) for base in (64, 128, 256, 512, 1024))
+        csp_depth, attention_depth = config.repeats(2), config.repeats(4)
+        self.stem = ConvNormAct(3, c1, 3, stride=2)
+        self.stage2 = Stage(_down(c1, c2), C3k2(c2, c3, csp_depth, expansion=0.25), _moe(c3, config))
+        self.stage3 = Stage(_down(c3, c3), C3k2(c3, c4, csp_depth, expansion=0.25), _moe(c4, config))
+        self.stage4 = Stage(_down(c4, c4), A2C2f(c4, c4, attention_depth, area=4), _moe(c4, config))
+        self.stage5 = Stage(_down(c4, c5), A2C2f(c5, c5, attention_depth, area=1), _moe(c5, config))
+        self.out_channels = (c4, c4, c5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features P3, P4 and P5."""
+        p3 = self.stage3(self.stage2(self.stem(images)))
+        p4 = self.stage4(p3)
+        return p3, p4, self.stage5(p4)
+
+
+def _down(in_channels: int, out_channels: int) -> ConvNormAct:
+    return ConvNormAct(in_channels, out_channels, 3, stride=2)
+
+
+def _moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
+    return ESMoE(
+        channels,
+        num_experts=config.num_experts,
+        top_k=config.top_k,
+        kernel_sizes=config.kernel_sizes,
+        norm_layer=YOLOBatchNorm2d,
+    )

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The architecture of a YOLO-Master network as one frozen object, and the named ones."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive, check_top_k
+
+
+@dataclass(frozen=True, kw_only=True)
+class YOLOMasterConfig:
+    """Everything that fixes a network's shape; a checkpoint carries it beside the weights.
+
+    Args:
+        task: What the network predicts; ``detect``.
+        num_classes: Number of classes; changes the head alone.
+        depth: Factor of the number of blocks in a stage.
+        width: Factor of the number of channels.
+        max_channels: Upper bound of the channels before they are scaled.
+        num_experts: Experts E of each ES-MoE block.
+        top_k: Experts K that an image selects.
+        kernel_sizes: Kernel sizes of the experts.
+        reg_max: Bins of the distribution over each box side, in strides of the level.
+        dfl: Train the distribution with the distribution focal loss.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> from moe_vision.models import YOLOMasterConfig
+        >>> config = YOLOMasterConfig(num_classes=3)
+        >>> YOLOMasterConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    task: str = "detect"
+    num_classes: int = 80
+    depth: float = 0.5
+    width: float = 0.25
+    max_channels: int = 1024
+    num_experts: int = 4
+    top_k: int = 2
+    kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
+    reg_max: int = 16
+    dfl: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values and give sequences read from JSON their type."""
+        object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
+        check_choice("task", self.task, TASKS)
+        check_positive(num_classes=self.num_classes, num_experts=self.num_experts, reg_max=self.reg_max)
+        check_top_k(self.top_k, self.num_experts)
+        check_kernel_sizes(self.kernel_sizes)
+
+    def channels(self, base: int) -> int:
+        """Scale a number of channels, rounded up to a multiple of 8."""
+        return 8 * math.ceil(min(base, self.max_channels) * self.width / 8)
+
+    def repeats(self, base: int) -> int:
+        """Scale a number of blocks, to at least 1."""
+        return max(round(base * self.depth), 1)
+
+    def to_json(self) -> str:
+        """Return the configuration as a JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "YOLOMasterConfig":
+        """Read what `to_json` wrote; an unknown or ill-typed field is a ValueError that names it."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"configuration must be a JSON object, got {type(values).__name__}")
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"configuration has unknown fields {unknown}; known are {sorted(known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"configuration holds a value of a wrong type: {error}") from error
+
+
+TASKS = ("detect",)
+SCALES: dict[str, dict[str, Any]] = {"yolo_master_n": {"depth": 0.5, "width": 0.25, "max_channels": 1024}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Section 4 of arXiv 2512.23273: 4 experts of kernel sizes 3 to 9, 2 active, in the backbone; no DFL loss.
+    "paper": {"num_experts": 4, "top_k": 2, "kernel_sizes": (3, 5, 7, 9), "reg_max": 16, "dfl": False},
+}
+
+
+def named_config(
+    name: str, *, task: str = "detect", num_classes: int = 80, variant: str = "paper", **changes: Any
+) -> YOLOMasterConfig:
+    """Return the configuration of a named network, with single fields changed if wanted.
+
+    Args:
+        name: One of `list_models`.
+        task: What the network predicts.
+        num_classes: Number of classes.
+        variant: Name of the architecture's variant.
+        changes: Fields of `YOLOMasterConfig` to set otherwise.
+
+    Raises:
+        ValueError: If a name is unknown; the message lists the known ones.
+
+    Example:
+        >>> from moe_vision.models import named_config
+        >>> named_config("yolo_master_n", top_k=1).top_k
+        1
+    """
+    check_choice("name", name, SCALES)
+    check_choice("variant", variant, VARIANTS)
+    known = {field.name for field in fields(YOLOMasterConfig)}
+    if set(changes) - known:
+        raise ValueError(f"changes must be fields of YOLOMasterConfig, got {sorted(set(changes) - known)}")
+    config = YOLOMasterConfig(task=task, num_classes=num_classes, **SCALES[name], **VARIANTS[variant])
+    return replace(config, **changes)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detection head, and the step from its raw maps to boxes.
+
+Axes: B images, N anchor points of all levels in the order P3, P4, P5 and row by row, R bins a box side.
+"""
+
+import math
+from typing import NamedTuple, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from moe_vision.layers.convolution import ConvNormAct
+
+STRIDES = (8, 16, 32)
+
+
+class DetectMaps(NamedTuple):
+    """What a detector returns in ``train()``: the raw maps of the levels.
+
+    Args:
+        sides: Logits of the distance to each side (left, top, right, bottom) in strides, (B, N, 4, R).
+        boxes: The boxes that the expected distances give, (B, N, 4), xyxy in pixels, fp32.
+        scores: Logits of the classes, (B, N, num_classes).
+        points: Anchor points, (N, 2), x and y in pixels.
+        strides: Stride of each anchor point's level in pixels, (N,).
+
+    Example:
+        >>> import torch
+        >>> from moe_vision import create_model
+        >>> maps = create_model("yolo_master_n", num_classes=3).train()(torch.rand(2, 3, 64, 64))
+        >>> maps.sides.shape, maps.scores.shape
+        (torch.Size([2, 84, 4, 16]), torch.Size([2, 84, 3]))
+    """
+
+    sides: Tensor
+    boxes: Tensor
+    scores: Tensor
+    points: Tensor
+    strides: Tensor
+
+
+class DetectOutput(NamedTuple):
+    """What a detector returns in ``eval()``, before suppression.
+
+    Args:
+        boxes: Boxes, (B, N, 4), xyxy in pixels of the network's input; they may reach beyond it.
+        scores: Scores of the classes, (B, N, num_classes), in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from moe_vision import create_model
+        >>> output = create_model("yolo_master_n", num_classes=3).eval()(torch.rand(2, 3, 64, 64))
+        >>> output.boxes.shape, output.scores.shape
+        (torch.Size([2, 84, 4]), torch.Size([2, 84, 3]))
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+class DetectHead(nn.Module):
+    """Decoupled head: for each level one tower for the box sides and one for the classes.
+
+    Args:
+        in_channels: Channels of the three levels.
+        num_classes: Number of classes.
+        reg_max: Bins R of a box side.
+
+    Shape:
+        - Input: three maps (B, C_l, H / stride_l, W / stride_l)
+        - Output: `DetectMaps`
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models import DetectHead
+        >>> head = DetectHead((64, 128, 128), num_classes=3)
+        >>> maps = head([torch.rand(1, 64, 8, 8), torch.rand(1, 128, 4, 4), torch.rand(1, 128, 2, 2)])
+        >>> maps.scores.shape
+        torch.Size([1, 84, 3])
+    """
+
+    def __init__(self, in_channels: tuple[int, int, int], num_classes: int, reg_max: int = 16) -> None:
+        super().__init__()
+        box_width = max(16, in_channels[0] // 4, 4 * 16)
+        class_width = max(in_channels[0], min(num_classes, 100))
+        self.box_towers = nn.ModuleList(_box_tower(width, box_width, 4 * reg_max) for width in in_channels)
+        self.class_towers = nn.ModuleList(_class_tower(width, class_width, num_classes) for width in in_channels)
+        # A parameter that is never trained, so that it is counted and stored as in the published networks.
+        self.bins = nn.Parameter(torch.arange(reg_max, dtype=torch.float32), requires_grad=False)
+        self._init_biases(num_classes)
+
+    def forward(self, features: tuple[Tensor, ...] | list[Tensor]) -> DetectMaps:
+        """Return the raw maps of the levels, joined along the anchor points."""
+        sides = [tower(x).flatten(2) for tower, x in zip(self.box_towers, features, strict=True)]
+        scores = [tower(x).flatten(2) for tower, x in zip(self.class_towers, features, strict=True)]
+        points, strides = anchor_points([(x.shape[2], x.shape[3]) for x in features], features[0].device)
+        joined_sides = rearrange(torch.cat(sides, dim=2), "b (side bin) n -> b n side bin", side=4)
+        joined_scores = rearrange(torch.cat(scores, dim=2), "b c n -> b n c")
+        boxes = decode_boxes(joined_sides, self.bins, points, strides)
+        return DetectMaps(joined_sides, boxes, joined_scores, points, strides)
+
+    def _init_biases(self, num_classes: int) -> None:
+        """Start with boxes of some size, and with the class scores of about 5 objects in a 640 x 640 image."""
+        for box_tower, class_tower, stride in zip(self.box_towers, self.class_towers, STRIDES, strict=True):
+            box_out, class_out = cast(nn.Sequential, box_tower)[-1], cast(nn.Sequential, class_tower)[-1]
+            nn.init.constant_(cast(Tensor, box_out.bias), 1.0)
+            nn.init.constant_(cast(Tensor, class_out.bias), math.log(5 / num_classes / (640 / stride) ** 2))
+
+
+def anchor_points(sizes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the centres of all cells and their strides, in pixels.
+
+    Args:
+        sizes: Height and width of the maps of stride 8, 16 and 32.
+        device: Where to make them.
+
+    Shape:
+        - Output: points (N, 2), x and y; strides (N,)
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models.heads import anchor_points
+        >>> anchor_points([(1, 2), (1, 1), (1, 1)], torch.device("cpu"))[0]
+        tensor([[ 4.,  4.],
+                [12.,  4.],
+                [ 8.,  8.],
+                [16., 16.]])
+    """
+    points, strides = [], []
+    for (height, width), stride in zip(sizes, STRIDES, strict=True):
+        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
+        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+        points.append(torch.stack([grid_x, grid_y], dim=-1).view(-1, 2))
+        strides.append(torch.full((height * width,), float(stride), device=device))
+    return torch.cat(points), torch.cat(strides)
+
+
+def decode_boxes(sides: Tensor, bins: Tensor, points: Tensor, strides: Tensor) -> Tensor:
+    """Turn the distributions over the box sides into boxes, by their expectation (eq. 4 of arXiv 2006.04388).
+
+    Args:
+        sides: Logits of the distance to each side, (B, N, 4, R).
+        bins: Distance that each bin stands for, in strides, (R,).
+        points: Anchor points, (N, 2), in pixels.
+        strides: Stride of each point in pixels, (N,).
+
+    Shape:
+        - Output: boxes (B, N, 4), xyxy in pixels, fp32
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models.heads import decode_boxes
+        >>> even = torch.zeros(1, 1, 4, 3)  # over the bins 0, 1 and 2: a distance of 1 stride
+        >>> decode_boxes(even, torch.arange(3.0), torch.tensor([[12.0, 20.0]]), torch.tensor([8.0]))
+        tensor([[[ 4., 12., 20., 28.]]])
+    """
+    # A sum, not a matrix product, which autocast would run in half precision.
+    distances = (sides.float().softmax(dim=-1) * bins).sum(dim=-1) * strides[:, None]
+    left_top, right_bottom = distances.chunk(2, dim=-1)
+    return torch.cat([points - left_top, points + right_bottom], dim=-1)
+
+
+def _box_tower(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1)
+    )
+
+
+def _class_tower(in_channels: int, width: int, num_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNormAct(in_channels, in_channels, 3, groups=in_channels),
+        ConvNormAct(in_channels, width),
+        ConvNormAct(width, width, 3, groups=width),
+        ConvNormAct(width, width),
+        nn.Conv2d(width, num_classes, 1),
+    )

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The neck: features of three strides exchange what they know, first from coarse to fine, then back."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_vision.layers.convolution import ConvNormAct
+from moe_vision.layers.csp import C3k2
+from moe_vision.models.config import YOLOMasterConfig
+
+
+class PathAggregationNeck(nn.Module):
+    """Top-down and bottom-up paths with `C3k2` blocks (PANet, arXiv 1803.01534).
+
+    Args:
+        in_channels: Channels of P3, P4 and P5.
+        config: The architecture.
+
+    Shape:
+        - Input: P3 (B, C3, H, W), P4 (B, C4, H / 2, W / 2), P5 (B, C5, H / 4, W / 4)
+        - Output: three maps of the same resolutions
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models import PathAggregationNeck, named_config
+        >>> neck = PathAggregationNeck((128, 128, 256), named_config("yolo_master_n"))
+        >>> maps = neck(torch.rand(1, 128, 8, 8), torch.rand(1, 128, 4, 4), torch.rand(1, 256, 2, 2))
+        >>> [tuple(features.shape[1:]) for features in maps]
+        [(64, 8, 8), (128, 4, 4), (128, 2, 2)]
+    """
+
+    def __init__(self, in_channels: tuple[int, int, int], config: YOLOMasterConfig) -> None:
+        super().__init__()
+        in3, in4, in5 = in_channels
+        # The coarsest output is as wide as the one before it: 512 before scaling, where YOLOv12 has 1024.
+        out3, out4 = config.channels(256), config.channels(512)
+        depth = config.repeats(2)
+        self.top_down4 = C3k2(in5 + in4, out4, depth, c3k=True)
+        self.top_down3 = C3k2(out4 + in3, out3, depth, c3k=True)
+        self.downsample3 = ConvNormAct(out3, out3, 3, stride=2)
+        self.bottom_up4 = C3k2(out3 + out4, out4, depth, c3k=True)
+        self.downsample4 = ConvNormAct(out4, out4, 3, stride=2)
+        self.bottom_up5 = C3k2(out4 + in5, out4, depth, c3k=True)
+        self.out_channels = (out3, out4, out4)
+
+    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three fused maps."""
+        middle = self.top_down4(torch.cat([_upsample(p5), p4], dim=1))
+        fine = self.top_down3(torch.cat([_upsample(middle), p3], dim=1))
+        middle = self.bottom_up4(torch.cat([self.downsample3(fine), middle], dim=1))
+        coarse = self.bottom_up5(torch.cat([self.downsample4(middle), p5], dim=1))
+        return fine, middle, cast(Tensor, coarse)
+
+
+def _upsample(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

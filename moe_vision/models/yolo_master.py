@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The YOLO-Master networks: backbone, neck and head."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from moe_vision.models.backbone import YOLOMasterBackbone
+from moe_vision.models.config import SCALES, YOLOMasterConfig, named_config
+from moe_vision.models.heads import STRIDES, DetectHead, DetectMaps, DetectOutput
+from moe_vision.models.neck import PathAggregationNeck
+
+
+class YOLOMaster(nn.Module):
+    """A detector with sparse ES-MoE blocks in its backbone (arXiv 2512.23273).
+
+    Args:
+        config: The architecture.
+        class_names: Names of the classes, their numbers if None.
+        image_size: Side in pixels of the images the network is meant for; a default for `moe_vision.predict`.
+
+    Shape:
+        - Input: images (B, 3, H, W) in [0, 1], H and W multiples of 32
+        - Output: `DetectMaps` in ``train()``, `DetectOutput` in ``eval()``
+
+    Raises:
+        ValueError: If ``class_names`` does not name each class, ``image_size`` is not a multiple of 32, or the input
+            is not a batch of RGB images whose sides are multiples of 32.
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models import YOLOMaster, named_config
+        >>> model = YOLOMaster(named_config("yolo_master_n", num_classes=3)).eval()
+        >>> model(torch.rand(1, 3, 64, 64)).boxes.shape
+        torch.Size([1, 84, 4])
+    """
+
+    def __init__(
+        self, config: YOLOMasterConfig, class_names: Sequence[str] | None = None, *, image_size: int = 640
+    ) -> None:
+        super().__init__()
+        names = tuple(str(i) for i in range(config.num_classes)) if class_names is None else tuple(class_names)
+        if len(names) != config.num_classes:
+            raise ValueError(f"class_names must name num_classes={config.num_classes} classes, got {len(names)}")
+        if image_size < STRIDES[-1] or image_size % STRIDES[-1]:
+            raise ValueError(f"image_size must be a multiple of {STRIDES[-1]}, got {image_size}")
+        self.config = config
+        self.class_names = names
+        self.image_size = image_size
+        self.backbone = YOLOMasterBackbone(config)
+        self.neck = PathAggregationNeck(self.backbone.out_channels, config)
+        self.head = DetectHead(self.neck.out_channels, config.num_classes, config.reg_max)
+
+    def forward(self, images: Tensor) -> DetectMaps | DetectOutput:
+        """Return raw maps in training, boxes and scores otherwise."""
+        _check_images(images)
+        maps = cast(DetectMaps, self.head(self.neck(*self.backbone(images))))
+        if self.training:
+            return maps
+        return DetectOutput(maps.boxes, maps.scores.float().sigmoid())
+
+
+def create_model(
+    name: str,
+    *,
+    task: str = "detect",
+    num_classes: int = 80,
+    variant: str = "paper",
+    class_names: Sequence[str] | None = None,
+    image_size: int = 640,
+    **changes: Any,
+) -> YOLOMaster:
+    """Build a network by its name, with random weights.
+
+    Args:
+        name: One of `list_models`.
+        task: What the network predicts; ``detect``.
+        num_classes: Number of classes.
+        variant: ``paper``: 4 experts of kernel sizes 3, 5, 7 and 9, of which an image selects 2.
+        class_names: Names of the classes, their numbers if None.
+        image_size: Side in pixels of the images it is meant for, a multiple of 32.
+        changes: Fields of `moe_vision.models.YOLOMasterConfig` to set otherwise.
+
+    Raises:
+        ValueError: If a name is unknown; the message lists the known ones.
+
+    Example:
+        >>> from moe_vision import create_model
+        >>> model = create_model("yolo_master_n", num_classes=80)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        2844648
+    """
+    config = named_config(name, task=task, num_classes=num_classes, variant=variant, **changes)
+    return YOLOMaster(config, class_names, image_size=image_size)
+
+
+def list_models() -> list[str]:
+    """Return the names that `create_model` knows.
+
+    Example:
+        >>> from moe_vision import list_models
+        >>> list_models()
+        ['yolo_master_n']
+    """
+    return sorted(SCALES)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    if torch.compiler.is_compiling():  # a test of a dynamic size would fix it in the graph
+        return
+    if images.shape[2] % STRIDES[-1] or images.shape[3] % STRIDES[-1]:
+        raise ValueError(
+            f"images must have height and width in multiples of {STRIDES[-1]}, got {tuple(images.shape[2:])}; "
+            "pad them, or use moe_vision.predict, which does"
+        )

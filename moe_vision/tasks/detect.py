@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detection task: its targets, its loss and what becomes of a network's output."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from moe_vision.losses.balance import auxiliary_loss
+from moe_vision.losses.detection import detection_loss
+from moe_vision.models import DetectMaps, DetectOutput, YOLOMaster
+
+# More candidates than this before suppression change no result worth having, and its time grows with their square.
+MAX_CANDIDATES = 5000
+
+
+def detect_loss(
+    model: YOLOMaster, maps: DetectMaps, targets: Sequence[Mapping[str, Tensor]], *, balance: float = 0.01
+) -> dict[str, Tensor]:
+    """Return the named, weighted terms of the training loss; their sum is what is minimised.
+
+    Args:
+        model: The network whose forward gave ``maps``; the balance of its experts is read from it.
+        maps: Raw maps of B images.
+        targets: For each image ``boxes`` (M, 4), xyxy in pixels of the network's input, and ``labels`` (M,), int64
+            in [0, num_classes); M may be 0.
+        balance: Weight of the load-balancing loss, see `moe_vision.auxiliary_loss`.
+
+    Shape:
+        - Output: scalars ``class``, ``box``, ``balance`` and, where the variant has it, ``dfl``
+
+    Raises:
+        ValueError: If the targets are not one for each image, or a target breaks the contract.
+
+    Example:
+        >>> import torch
+        >>> from moe_vision import create_model
+        >>> from moe_vision.tasks import detect_loss
+        >>> model = create_model("yolo_master_n", num_classes=3).train()
+        >>> target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.tensor([2])}
+        >>> terms = detect_loss(model, model(torch.rand(2, 3, 64, 64)), [target, target])
+        >>> sum(terms.values()).backward()
+    """
+    check_targets(targets, batch=maps.scores.shape[0], num_classes=maps.scores.shape[2])
+    terms = detection_loss(*maps, targets, dfl=model.config.dfl)
+    terms["balance"] = auxiliary_loss(model, balance=balance)
+    return terms
+
+
+def check_targets(targets: Sequence[Mapping[str, Tensor]], *, batch: int, num_classes: int) -> None:
+    """Raise ValueError unless there is a target for each image, with boxes and labels of the right kind.
+
+    Args:
+        targets: The targets.
+        batch: Number of images.
+        num_classes: Number of classes.
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.tasks import check_targets
+        >>> check_targets([{"boxes": torch.zeros(1, 4), "labels": torch.tensor([3])}], batch=1, num_classes=3)
+        Traceback (most recent call last):
+        ...
+        ValueError: targets[0]['labels'] must be in [0, num_classes=3), got 3
+    """
+    if len(targets) != batch:
+        raise ValueError(f"targets must be one for each of the {batch} images, got {len(targets)}")
+    for index, target in enumerate(targets):
+        name = f"targets[{index}]"
+        if missing := {"boxes", "labels"} - set(target):
+            raise ValueError(f"{name} must have boxes and labels, got no {', '.join(sorted(missing))}")
+        boxes, labels = target["boxes"], target["labels"]
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{name} must have boxes (M, 4) and labels (M,), got {tuple(boxes.shape)} and {tuple(labels.shape)}"
+            )
+        if labels.dtype != torch.int64:
+            raise ValueError(f"{name}['labels'] must be int64, got {labels.dtype}")
+        if wrong := [label for label in labels.tolist() if not 0 <= label < num_classes]:
+            raise ValueError(f"{name}['labels'] must be in [0, num_classes={num_classes}), got {wrong[0]}")
+        if not bool(torch.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
+            raise ValueError(f"{name}['boxes'] must be finite xyxy with x1 < x2 and y1 < y2, got {boxes.tolist()}")
+
+
+@torch.no_grad()
+def postprocess(
+    output: DetectOutput, *, score: float = 0.25, iou: float = 0.7, max_detections: int = 300
+) -> list[dict[str, Tensor]]:
+    """Keep the boxes that score well and do not repeat a better one of their class.
+
+    An anchor point may give a box for each class. Suppression is `torchvision.ops.batched_nms`.
+
+    Args:
+        output: A detector's output in eval.
+        score: Lowest score to keep, in [0, 1].
+        iou: Overlap with a better box of the same class above which a box is dropped, in [0, 1].
+        max_detections: Most boxes to keep in an image, the best first.
+
+    Shape:
+        - Output: for each image ``boxes`` (D, 4), xyxy in pixels, ``scores`` (D,), descending, ``labels`` (D,), int64
+
+    Raises:
+        ValueError: If ``score`` or ``iou`` is not in [0, 1] or ``max_detections`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from moe_vision.models import DetectOutput
+        >>> from moe_vision.tasks import postprocess
+        >>> boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 11.0]]])
+        >>> postprocess(DetectOutput(boxes, torch.tensor([[[0.5], [0.75]]])))[0]["scores"]
+        tensor([0.7500])
+    """
+    for name, value in {"score": score, "iou": iou}.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    return [
+        _suppress(boxes, scores, score, iou, max_detections)
+        for boxes, scores in zip(output.boxes, output.scores, strict=True)
+    ]
+
+
+def _suppress(boxes: Tensor, scores: Tensor, score: float, iou: float, max_detections: int) -> dict[str, Tensor]:
+    points, labels = (scores > score).nonzero(as_tuple=True)
+    values = scores[points, labels]
+    if values.numel() > MAX_CANDIDATES:
+        values, best = values.topk(MAX_CANDIDATES)
+        points, labels = points[best], labels[best]
+    kept = batched_nms(boxes[points], values, labels, iou)[:max_detections]
+    return {"boxes": boxes[points[kept]], "scores": values[kept], "labels": labels[kept]}

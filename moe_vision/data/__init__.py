@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers, transforms, augmentation and loading of detection data, and generated scenes for trying things offline."""
 
+from moe_vision.data.images import read_image
 from moe_vision.data.letterbox import Letterbox, LetterboxGeometry, letterbox_geometry, undo_letterbox
 from moe_vision.data.loader import build_loader, collate
 from moe_vision.data.mosaic import mosaic, scale_jitter
@@ -26,6 +27,7 @@ __all__ = [
     "eval_transform",
     "letterbox_geometry",
     "mosaic",
+    "read_image",
     "scale_jitter",
     "train_transform",
     "undo_letterbox",

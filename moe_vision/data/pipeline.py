@@ -83,7 +83,8 @@ class DetectionPipeline(Dataset[Sample]):
                 image, target = self._compose((image, target))
             image, target = self.transform(image, target)
         boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
-        return image.as_subclass(Tensor), {"boxes": boxes, "labels": labels, "image_id": index, "size": size}
+        plain = image.as_subclass(Tensor).contiguous()
+        return plain, {"boxes": boxes, "labels": labels, "image_id": index, "size": size}
 
     def _compose(self, sample: Sample) -> Sample:
         if torch.rand(()) >= self.mosaic:

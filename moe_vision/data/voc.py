@@ -3,16 +3,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
 
+from moe_vision.data.images import image_size, read_image
 from moe_vision.data.problems import Problem, report, summarise
 from moe_vision.data.samples import Sample, make_sample
 from moe_vision.data.voc_xml import Box, VOCAnnotation, VOCObject, read_annotation
@@ -39,7 +37,7 @@ class VOCDetection(Dataset[Sample]):
     An image whose header is fine but whose pixels can not be decoded comes as uniform grey, without boxes.
 
     Args:
-        root: the folder that holds `Annotations`, `JPEGImages` (JPEG, PNG or WebP) and `ImageSets/Main`.
+        root: the folder that holds `Annotations`, `JPEGImages` (any format that Pillow reads) and `ImageSets/Main`.
         split: name of a list in `ImageSets/Main`, or several joined by "+" ("val+test").
         classes: class names in the order of their labels; None takes the sorted names found in the data. Give the
             training set's `classes` to the evaluation set.
@@ -119,12 +117,11 @@ class VOCDetection(Dataset[Sample]):
             self._report(path, "path outside the data set", filename)
             return None
         try:
-            with Image.open(image, formats=("JPEG", "PNG", "WEBP")) as header:
-                width, height = header.size
+            height, width = image_size(image)
         except FileNotFoundError:
             self._report(image, "missing image")
             return None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except ValueError as error:
             self._report(image, "unreadable image", error)
             return None
         return _Record(image, height, width, path, annotation.objects)
@@ -146,14 +143,12 @@ class VOCDetection(Dataset[Sample]):
 
     def _decode(self, index: int) -> Tensor:
         try:
-            image: Tensor = decode_image(str(self.images[index]), mode=ImageReadMode.RGB)
-        except RuntimeError as error:
+            return read_image(self.images[index])
+        except (OSError, ValueError) as error:
             if not self._undecodable[index]:
                 self._undecodable[index] = True
                 self._report(self.images[index], "undecodable image, used as grey without boxes", error)
             return torch.full((3, *self._sizes[index]), FILL, dtype=torch.uint8)
-        scaled: Tensor = F.to_dtype(image, torch.uint8, scale=True)  # from 16 bits; uint8 passes untouched
-        return scaled
 
     def _fill_cache(self, budget: int) -> None:
         for index, (height, width) in enumerate(self._sizes):
@@ -172,7 +167,8 @@ def _read_split(root: Path, split: str) -> Iterator[str]:
         if not path.is_file():
             existing = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
             raise FileNotFoundError(f"split must name a list in {folder} (existing: {existing}), got {part!r}")
-        names.update(dict.fromkeys(line.strip() for line in path.read_text("utf-8").splitlines()))
+        text = path.read_text("utf-8-sig", errors="replace")
+        names.update(dict.fromkeys(line.strip() for line in text.splitlines()))
     return (name for name in names if name)
 
 
@@ -181,8 +177,8 @@ def _names_of(records: list[_Record]) -> tuple[str, ...]:
 
 
 def _stays_inside(name: str) -> bool:
-    path = PurePosixPath(name.replace("\\", "/"))
-    return not path.is_absolute() and ".." not in path.parts and ":" not in name and "\0" not in name
+    path = PureWindowsPath(name)  # knows both kinds of slash, and drives
+    return not path.anchor and ".." not in path.parts
 
 
 def _has_area(box: Box) -> bool:

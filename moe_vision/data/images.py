@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads image files with Pillow."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds on broken files
+        raise ValueError(f"path must be a readable image, got {str(path)!r}: {error}") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Reads (height, width) in pixels from an image file's header.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The header is broken or of an unknown format.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Reads an image file as RGB in [0, 255]; 16-bit grey is scaled to 8 bits, EXIF rotation is not applied.
+
+    Shape:
+        (3, H, W) uint8, channels last in memory, which torchvision resizes fastest.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no image, or broken.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (64, 48)).save(f"{folder}/black.png")
+        ...     read_image(f"{folder}/black.png").shape
+        torch.Size([3, 48, 64])
+    """
+    with _opened(path) as image:
+        if image.mode.startswith("I;16"):  # Pillow would clip it at 255
+            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            rgb = image.convert("RGB")
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)

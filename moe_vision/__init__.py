@@ -16,8 +16,8 @@ from moe_vision.layers import (
 from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
 
 if TYPE_CHECKING:
+    from moe_vision.inference import predict
     from moe_vision.models import create_model, list_models
-    from moe_vision.tasks import predict
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # What stands above the layers is loaded when it is used: it needs torchvision and timm, which take seconds to import.
-_LAZY = {"create_model": "models", "list_models": "models", "predict": "tasks"}
+_LAZY = {"create_model": "models", "list_models": "models", "predict": "inference"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 """Readers, transforms, augmentation and loading of detection data, and generated scenes for trying things offline."""
 
 from moe_vision.data.images import read_image
+from moe_vision.data.inputs import ImageLike, to_image
 from moe_vision.data.letterbox import Letterbox, LetterboxGeometry, letterbox_geometry, undo_letterbox
 from moe_vision.data.loader import build_loader, collate
 from moe_vision.data.mosaic import mosaic, scale_jitter
@@ -15,6 +16,7 @@ from moe_vision.data.voc import VOCDetection
 __all__ = [
     "DetectionPipeline",
     "DetectionSource",
+    "ImageLike",
     "Letterbox",
     "LetterboxGeometry",
     "Problem",
@@ -29,6 +31,7 @@ __all__ = [
     "mosaic",
     "read_image",
     "scale_jitter",
+    "to_image",
     "train_transform",
     "undo_letterbox",
 ]

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, ``moe-vision``: each command is a thin layer over what Python has under the same name."""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+# Extra to install for a module that may be missing.
+EXTRAS = {"accelerate": "train", "faster_coco_eval": "train", "tqdm": "train", "matplotlib": "visualize"}
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0, 2 for bad input, 130 when interrupted."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        return _fail(f"{error.name} is not installed; pip install 'moe-vision[{EXTRAS[error.name]}]'")
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="moe-vision", description="Sparse Mixture-of-Experts vision models.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_train(commands)
+    _add_val(commands)
+    _add_predict(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    command = commands.add_parser("demo", help="train on generated scenes and show the detections, in minutes")
+    command.add_argument("--out", type=Path, default=Path("moe-vision-demo"), help="folder for the results")
+    command.add_argument("--seed", type=int, default=0, help="seed of scenes and weights")
+    command.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from moe_vision.demo import run_demo
+
+    start = time.perf_counter()
+    result = run_demo(options.out, seed=options.seed)
+    print(f"\nOn held-out scenes: mAP 50 {result['map50']:.3f}, mAP 50:95 {result['map']:.3f}")
+    print(f"Done in {time.perf_counter() - start:.0f} s. Written:")
+    for path in result["files"]:
+        print(f"  {path}")
+
+
+def _add_train(commands: Any) -> None:
+    from moe_vision.train.settings import TrainSettings
+
+    command = commands.add_parser("train", help="train a network on a data set")
+    _add_data(command)
+    command.add_argument("--train-split", default="train", help="lists of images to learn from, joined by +")
+    command.add_argument("--val-split", default="val", help="lists of images to evaluate on, joined by +")
+    command.add_argument("--task", default="detect", choices=["detect"], help="what the network predicts")
+    command.add_argument("--model", default="yolo_master_n", help="name of the network")
+    command.add_argument("--variant", default="paper", help="variant of the architecture")
+    command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights and log")
+    for setting in fields(TrainSettings):
+        option = "--" + setting.name.replace("_", "-")
+        command.add_argument(
+            option,
+            type=type(setting.default),
+            default=setting.default,
+            help=f"{setting.metadata['help']} (%(default)s)",
+        )
+    command.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from moe_vision.data import VOCDetection
+    from moe_vision.models import create_model
+    from moe_vision.train import Trainer, TrainSettings
+
+    settings = TrainSettings(**{setting.name: getattr(options, setting.name) for setting in fields(TrainSettings)})
+    learnt = VOCDetection(options.data, options.train_split)
+    held_out = VOCDetection(options.data, options.val_split, classes=learnt.classes)
+    print(f"train: {learnt.summary()}\nval:   {held_out.summary()}")
+    model = create_model(
+        options.model,
+        task=options.task,
+        num_classes=len(learnt.classes),
+        variant=options.variant,
+        class_names=learnt.classes,
+        image_size=options.image_size,
+    )
+    metrics = Trainer(model, learnt, held_out, options.out, settings).fit()
+    _print_metrics(metrics)
+    print(f"Written to {options.out}: last.safetensors, best.safetensors, log.jsonl, settings.json")
+
+
+def _add_val(commands: Any) -> None:
+    from moe_vision.layers.dispatch import DISPATCH_MODES
+
+    command = commands.add_parser("val", help="evaluate weights on a data set")
+    command.add_argument("weights", type=Path, help="a checkpoint")
+    _add_data(command)
+    command.add_argument("--split", default="val", help="lists of images, joined by +")
+    command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
+    command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
+    command.add_argument("--dispatch", default="auto", choices=DISPATCH_MODES, help="executor of the experts")
+    command.set_defaults(run=_val)
+
+
+def _val(options: argparse.Namespace) -> None:
+    from moe_vision.data import VOCDetection
+    from moe_vision.layers import ESMoE
+    from moe_vision.models import load_checkpoint
+    from moe_vision.train import evaluate
+
+    model = load_checkpoint(options.weights)
+    for module in model.modules():
+        if isinstance(module, ESMoE):
+            module.dispatch = options.dispatch
+    data = VOCDetection(options.data, options.split, classes=model.class_names)
+    print(data.summary())
+    size = options.image_size or model.image_size
+    _print_metrics(evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True))
+
+
+def _add_predict(commands: Any) -> None:
+    command = commands.add_parser("predict", help="detect objects in images; writes pictures and a JSON")
+    command.add_argument("weights", type=Path, help="a checkpoint")
+    command.add_argument("images", type=Path, nargs="+", help="images, or folders of images")
+    command.add_argument("--out", type=Path, default=Path("runs/predict"), help="folder for the results")
+    command.add_argument("--score", type=float, default=0.25, help="lowest score to report (%(default)s)")
+    command.add_argument("--iou", type=float, default=0.7, help="overlap above which a box is dropped (%(default)s)")
+    command.add_argument("--max-detections", type=int, default=300, help="most detections an image (%(default)s)")
+    command.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from moe_vision.data import to_image
+    from moe_vision.inference import predict
+    from moe_vision.models import load_checkpoint
+    from moe_vision.visualize import draw_detections, save_picture
+
+    model = load_checkpoint(options.weights)
+    options.out.mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    skipped = 0
+    for path in _expand(options.images):
+        try:
+            image = to_image(path)
+        except (ValueError, OSError) as error:
+            skipped += 1
+            logging.warning("%s; skipped", error)
+            continue
+        limits = {"score": options.score, "iou": options.iou, "max_detections": options.max_detections}
+        found = predict(model, image, **limits)[0]
+        picture = f"{len(records):04d}-{path.stem}.jpg"  # numbered, since two folders may hold the same name
+        save_picture(draw_detections(image, found, model.class_names), options.out / picture)
+        records.append({"image": str(path), "picture": picture, "detections": _describe(found, model.class_names)})
+    if not records:
+        raise ValueError(f"images must hold at least one that can be read, got {skipped} that can't")
+    (options.out / "detections.json").write_text(json.dumps(records, indent=2))
+    count = sum(len(record["detections"]) for record in records)
+    print(f"{count} detections in {len(records)} images, {skipped} skipped; written to {options.out}")
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", type=Path, required=True, help="Pascal VOC folder with Annotations, JPEGImages and ImageSets/Main"
+    )
+
+
+def _expand(paths: Sequence[Path]) -> list[Path]:
+    """Replace folders by the images in them."""
+    expanded = []
+    for path in paths:
+        inside = (
+            sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
+        )
+        expanded += inside if path.is_dir() else [path]
+    return expanded
+
+
+def _describe(found: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
+    return [
+        {"class": class_names[label], "score": round(score, 4), "box": [round(side, 2) for side in box]}
+        for label, score, box in rows
+    ]
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    print(f"mAP 50:95  {metrics['map']:.4f}\nmAP 50     {metrics['map50']:.4f}")
+    for name, value in metrics["class_map"].items():
+        print(f"  {name:<20} {value:.4f}")
+    for layer, shares in metrics["experts"].items():
+        print(f"  {layer:<20} experts {' '.join(f'{share:.0%}' for share in shares)}")
+
+
+def _fail(message: str) -> int:
+    print(f"moe-vision: error: {message}", file=sys.stderr)
+    return 2

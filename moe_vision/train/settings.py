@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a training run; each is an option of ``moe-vision train`` too."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How a network is trained. The defaults are for a few hundred to a few thousand images, from scratch.
+
+    Args:
+        epochs: Passes over the training images.
+        image_size: Side of the square images in pixels, a multiple of 32.
+        batch_size: Images a step and process.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay; not applied to norms and biases.
+        warmup_epochs: Epochs over which the learning rate rises to its peak; then it falls as a cosine.
+        clip_norm: Largest norm of the gradient; a larger one is scaled down.
+        balance: Weight of the experts' load-balancing loss.
+        mosaic: Probability of a mosaic of four images.
+        close_mosaic: Last epochs without mosaic.
+        ema_decay: Decay of the moving average of the weights, approached during the first steps.
+        eval_every: Epochs between evaluations; the last epoch is always evaluated.
+        num_workers: Processes that load images.
+        precision: ``no`` (fp32), ``bf16`` or ``fp16``; routers stay in fp32.
+        seed: Seed of weights, order and augmentation.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> from moe_vision.train import TrainSettings
+        >>> TrainSettings(epochs=50, image_size=320).batch_size
+        16
+    """
+
+    epochs: int = _setting(100, "passes over the training images")
+    image_size: int = _setting(640, "side of the square images in pixels, a multiple of 32")
+    batch_size: int = _setting(16, "images a step and process")
+    lr: float = _setting(2e-3, "peak learning rate of AdamW")
+    weight_decay: float = _setting(0.05, "decoupled weight decay")
+    warmup_epochs: int = _setting(3, "epochs of rising learning rate")
+    clip_norm: float = _setting(10.0, "largest norm of the gradient")
+    balance: float = _setting(0.01, "weight of the load-balancing loss")
+    mosaic: float = _setting(1.0, "probability of a mosaic of four images")
+    close_mosaic: int = _setting(10, "last epochs without mosaic")
+    ema_decay: float = _setting(0.999, "decay of the moving average of the weights")
+    eval_every: int = _setting(1, "epochs between evaluations")
+    num_workers: int = _setting(2, "processes that load images")
+    precision: str = _setting("no", "no (fp32), bf16 or fp16")
+    seed: int = _setting(0, "seed of weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("epochs", "image_size", "batch_size", "eval_every"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup_epochs", "close_mosaic", "num_workers", "seed", "weight_decay", "balance"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("lr", "clip_norm"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("mosaic", "ema_decay"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("image_size", self.image_size % 32 == 0, "a multiple of 32")
+        self._require("precision", self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+
+
+SETTINGS = fields(TrainSettings)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop."""
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from tqdm import tqdm
+
+from moe_vision.data import DetectionPipeline, DetectionSource, build_loader
+from moe_vision.diagnostics import ExpertUsage
+from moe_vision.models import YOLOMaster, save_checkpoint
+from moe_vision.tasks import detect_loss
+from moe_vision.train.evaluate import evaluate
+from moe_vision.train.settings import TrainSettings
+
+
+class Trainer:
+    """Train a detector on a data set, evaluate it, and keep its weights and a log.
+
+    One or several processes, started by ``accelerate launch``; AdamW, cosine schedule and moving average (EMA) of the
+    weights from timm. What is evaluated and kept are the averaged weights.
+
+    The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
+    the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors`` and
+    ``best.safetensors`` (by mAP 50:95).
+
+    Args:
+        model: The network; its head fits the classes of the data.
+        train_data: Images to learn from.
+        val_data: Images to evaluate on, or None.
+        out: Folder for what the run writes; made if missing.
+        settings: How to train.
+
+    Raises:
+        ValueError: If the network has another number of classes than the data, or there are no images.
+
+    Example:
+        >>> import tempfile
+        >>> from moe_vision import create_model
+        >>> from moe_vision.data import ShapeScenes
+        >>> from moe_vision.train import Trainer, TrainSettings
+        >>> scenes = ShapeScenes(4, image_size=64)
+        >>> model = create_model("yolo_master_n", num_classes=len(scenes.classes), class_names=scenes.classes)
+        >>> settings = TrainSettings(epochs=1, image_size=64, batch_size=2, num_workers=0)
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     metrics = Trainer(model, scenes, scenes, out, settings).fit()
+        >>> sorted(metrics)[:2]
+        ['class_map', 'experts']
+    """
+
+    def __init__(
+        self,
+        model: YOLOMaster,
+        train_data: DetectionSource,
+        val_data: DetectionSource | None,
+        out: str | Path,
+        settings: TrainSettings,
+    ) -> None:
+        _check_classes(model, train_data, val_data)
+        set_seed(settings.seed)
+        self.settings = settings
+        self.val_data = val_data
+        self.out = Path(out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
+        self.pipeline = DetectionPipeline(
+            train_data, settings.image_size, augment=True, mosaic=settings.mosaic, seed=settings.seed
+        )
+        loader = build_loader(
+            self.pipeline, settings.batch_size, shuffle=True, num_workers=settings.num_workers, seed=settings.seed
+        )
+        model.image_size = settings.image_size
+        model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
+        optimizer = create_optimizer_v2(model, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay)
+        self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.schedule, _ = create_scheduler_v2(
+            optimizer,
+            sched="cosine",
+            num_epochs=settings.epochs,
+            warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
+            warmup_lr=settings.lr / 100,
+            min_lr=settings.lr / 100,
+            step_on_epochs=False,
+            updates_per_epoch=len(self.loader),
+        )
+        self.step = 0
+
+    def fit(self) -> dict[str, Any]:
+        """Train all epochs and return the metrics of the last evaluation (none without ``val_data``)."""
+        settings, metrics, best = self.settings, {}, -1.0
+        (self.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
+        (self.out / "log.jsonl").write_text("")
+        for epoch in range(settings.epochs):
+            start = time.perf_counter()
+            line = {"epoch": epoch + 1, **self._train_epoch(epoch)}
+            last = epoch + 1 == settings.epochs
+            if self.val_data is not None and (last or (epoch + 1) % settings.eval_every == 0):
+                metrics = self._evaluate()
+                line["metrics"] = metrics
+            if self.accelerator.is_main_process:
+                self._save("last")
+                if metrics and metrics["map"] > best:
+                    best = metrics["map"]
+                    self._save("best")
+                self._log({**line, "seconds": round(time.perf_counter() - start, 2)})
+        self.accelerator.end_training()
+        return metrics
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        settings = self.settings
+        closed = epoch >= settings.epochs - settings.close_mosaic
+        self.pipeline.set_epoch(epoch, mosaic=0.0 if closed else settings.mosaic)
+        self.model.train()
+        usage = ExpertUsage(self.model)
+        sums: Counter[str] = Counter()
+        skipped = 0
+        bar = tqdm(
+            self.loader, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not self.accelerator.is_local_main_process
+        )
+        for images, targets in bar:
+            terms, applied = self._train_step(images, targets)
+            usage.update()
+            skipped += not applied
+            sums.update({name: term.item() for name, term in terms.items()})
+            bar.set_postfix_str(" ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
+        losses = {name: total / len(self.loader) for name, total in sums.items()}
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {"step": self.step, "lr": lr, "loss": losses, "skipped_steps": skipped, "experts": usage.shares()}
+
+    def _train_step(self, images: Tensor, targets: list[dict[str, Any]]) -> tuple[dict[str, Tensor], bool]:
+        """Make one step; a step whose gradient is not finite is left out. Return the loss terms and whether it was."""
+        self.schedule.step_update(self.step)
+        self.step += 1
+        model = cast(YOLOMaster, self.accelerator.unwrap_model(self.model))
+        maps = self.model(images.contiguous(memory_format=torch.channels_last))
+        terms = detect_loss(model, maps, targets, balance=self.settings.balance)
+        self.accelerator.backward(torch.stack(list(terms.values())).sum())
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        applied = bool(torch.isfinite(norm))  # the same on every rank: the gradients have been averaged
+        if applied:
+            self.optimizer.step()
+            self.ema.update(model, step=self.step)
+        self.optimizer.zero_grad()
+        return {name: term.detach() for name, term in terms.items()}, applied
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate the averaged weights on the main process, while the others wait."""
+        metrics: dict[str, Any] = {}
+        if self.accelerator.is_main_process and self.val_data is not None:
+            size, workers = self.settings.image_size, self.settings.num_workers
+            metrics = evaluate(self.ema.module, self.val_data, image_size=size, num_workers=workers, progress=True)
+            tqdm.write(f"mAP 50:95 {metrics['map']:.3f}   mAP 50 {metrics['map50']:.3f}")
+        self.accelerator.wait_for_everyone()
+        return metrics
+
+    def _save(self, name: str) -> None:
+        save_checkpoint(cast(YOLOMaster, self.ema.module), self.out / f"{name}.safetensors")
+
+    def _log(self, line: dict[str, Any]) -> None:
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _check_classes(model: YOLOMaster, *sources: DetectionSource | None) -> None:
+    for source in sources:
+        if source is None:
+            continue
+        if len(source) == 0:
+            raise ValueError(f"data must hold at least one image, got an empty {type(source).__name__}")
+        if len(source.classes) != model.config.num_classes:
+            raise ValueError(
+                f"model must have as many classes as the data, {len(source.classes)} ({', '.join(source.classes)}), "
+                f"got num_classes={model.config.num_classes}"
+            )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of a training run and of what the experts do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def plot_training(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Plot the loss terms and the mAP of a run over its epochs.
+
+    Args:
+        log: Lines of a run's ``log.jsonl``.
+        path: File to write; its ending chooses the format (png, svg, pdf).
+
+    Example:
+        >>> import tempfile
+        >>> from moe_vision.visualize import plot_training
+        >>> log = [{"epoch": 1, "loss": {"box": 5.0}, "metrics": {"map": 0.1, "map50": 0.2}}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_training(log, f"{folder}/training.png")
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    for name in log[0]["loss"]:
+        losses.plot([line["epoch"] for line in log], [line["loss"][name] for line in log], label=name)
+    losses.set(title="Training loss", xlabel="epoch", ylabel="weighted term")
+    losses.legend()
+    evaluated = [line for line in log if "metrics" in line]
+    for key, label in (("map", "mAP 50:95"), ("map50", "mAP 50")):
+        values = [line["metrics"][key] for line in evaluated]
+        accuracy.plot([line["epoch"] for line in evaluated], values, marker="o", markersize=3, label=label)
+    accuracy.set(title="Accuracy on held-out images", xlabel="epoch", ylim=(0, 1))
+    accuracy.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_routing(shares: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, title: str) -> None:
+    """Plot, a panel for each layer, how groups of images share their selections among the experts.
+
+    Args:
+        shares: For each group of images, by its name, the share of each expert by the name of the layer, as
+            `moe_vision.diagnostics.ExpertUsage` counts them.
+        path: File to write; its ending chooses the format (png, svg, pdf).
+        title: What tells the groups apart.
+
+    Example:
+        >>> import tempfile
+        >>> from moe_vision.visualize import plot_routing
+        >>> shares = {"1-3": {"stage2": [0.5, 0.3, 0.2]}, "4-9": {"stage2": [0.2, 0.3, 0.5]}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_routing(shares, f"{folder}/routing.png", title="objects in the image")
+    """
+    groups, layers = list(shares), list(next(iter(shares.values())))
+    figure = Figure(figsize=(2.6 * len(layers) + 0.8, 0.5 * len(groups) + 1.6), layout="constrained")
+    panels = figure.subplots(1, len(layers), squeeze=False)[0]
+    for panel, layer in zip(panels, layers, strict=True):
+        table = [list(shares[group][layer]) for group in groups]
+        image = panel.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for row, values in enumerate(table):
+            for column, value in enumerate(values):
+                colour = "black" if value > 0.6 else "white"
+                panel.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour, fontsize=8)
+        panel.set(title=layer, xlabel="expert", xticks=range(len(table[0])), yticks=[])
+    panels[0].set(yticks=range(len(groups)), yticklabels=groups, ylabel=title)
+    figure.colorbar(image, ax=list(panels), label="share of selections")
+    figure.savefig(path, dpi=120)

@@ -33,7 +33,7 @@ def run_demo(
         The metrics on the held-out scenes, as `moe_vision.train.evaluate` returns them, and ``files``: paths of the
         pictures, the log and the weights.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from moe_vision.demo import run_demo
         >>> with tempfile.TemporaryDirectory() as out:

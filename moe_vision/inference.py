@@ -43,7 +43,7 @@ def predict(
         ValueError: If an image can't be read or holds values that are no pixels (NaN for one), or an argument is out
             of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import create_model, predict
         >>> model = create_model("yolo_master_n", num_classes=3, image_size=64)

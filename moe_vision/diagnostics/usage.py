@@ -15,7 +15,7 @@ class ExpertUsage:
     Args:
         model: Any module that holds ESMoE layers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import ESMoE
         >>> from moe_vision.diagnostics import ExpertUsage

@@ -30,7 +30,7 @@ class AreaAttention(nn.Module):
     Raises:
         ValueError: If ``channels`` is not a multiple of 32.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.area_attention import AreaAttention
         >>> AreaAttention(64, area=4)(torch.rand(1, 64, 8, 6)).shape
@@ -72,7 +72,7 @@ class AreaBlock(nn.Module):
         - Input: (B, channels, H, W)
         - Output: as the input
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.area_attention import AreaBlock
         >>> AreaBlock(64)(torch.rand(1, 64, 4, 4)).shape
@@ -112,7 +112,7 @@ class A2C2f(nn.Module):
     Raises:
         ValueError: If ``out_channels`` is not a multiple of 64.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.area_attention import A2C2f
         >>> A2C2f(64, 64, area=4)(torch.rand(1, 64, 8, 8)).shape

@@ -18,7 +18,7 @@ class YOLOBatchNorm2d(nn.BatchNorm2d):
         - Input: (B, num_features, H, W)
         - Output: as the input
 
-    Example:
+    Examples:
         >>> from moe_vision.layers.convolution import YOLOBatchNorm2d
         >>> YOLOBatchNorm2d(8).eps
         0.001
@@ -43,7 +43,7 @@ class ConvNormAct(nn.Module):
         - Input: (B, in_channels, H, W)
         - Output: (B, out_channels, ceil(H / stride), ceil(W / stride))
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.convolution import ConvNormAct
         >>> ConvNormAct(3, 16, 3, stride=2)(torch.rand(1, 3, 64, 64)).shape

@@ -20,7 +20,7 @@ class Bottleneck(nn.Module):
         - Input: (B, channels, H, W)
         - Output: as the input
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.csp import Bottleneck
         >>> Bottleneck(8)(torch.rand(1, 8, 6, 6)).shape
@@ -49,7 +49,7 @@ class C3k(nn.Module):
         - Input: (B, channels, H, W)
         - Output: as the input
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.csp import C3k
         >>> C3k(8)(torch.rand(1, 8, 6, 6)).shape
@@ -83,7 +83,7 @@ class C3k2(nn.Module):
         - Input: (B, in_channels, H, W)
         - Output: (B, out_channels, H, W)
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers.csp import C3k2
         >>> C3k2(8, 16)(torch.rand(1, 8, 6, 6)).shape

@@ -45,7 +45,7 @@ def dense(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
     Shape:
         - Output: (B, C_out, H', W'), in the type that the experts return
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers import DepthwiseExperts, TopKGate, dispatch
         >>> experts, gate = DepthwiseExperts(8).eval(), TopKGate(top_k=2).eval()
@@ -137,7 +137,7 @@ def mixture(x: Tensor, routing: Routing, experts: DepthwiseExperts, mode: Dispat
     Shape:
         - Output: (B, C_out, H', W')
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers import DepthwiseExperts, TopKGate, dispatch
         >>> routing = TopKGate(top_k=2).eval()(torch.randn(3, 4))

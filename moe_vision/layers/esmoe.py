@@ -61,7 +61,7 @@ class ESMoE(nn.Module):
         ValueError: If an argument is out of its range or does not go with another, or the input is not
             (B, in_channels, H, W).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import ESMoE, auxiliary_loss
         >>> layer = ESMoE(16, num_experts=4, top_k=2)

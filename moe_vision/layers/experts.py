@@ -38,7 +38,7 @@ class SeparableExpert(nn.Module):
         - Input: (B, in_channels, H, W)
         - Output: (B, out_channels, ceil(H / stride), ceil(W / stride))
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers import SeparableExpert
         >>> SeparableExpert(8, 16, kernel_size=5)(torch.rand(2, 8, 12, 10)).shape
@@ -84,7 +84,7 @@ class DepthwiseExpert(nn.Module):
         - Input: (B, channels, H, W)
         - Output: (B, channels, ceil(H / stride), ceil(W / stride))
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers import DepthwiseExpert
         >>> DepthwiseExpert(8, kernel_size=5, stride=2)(torch.rand(2, 8, 12, 10)).shape
@@ -132,7 +132,7 @@ class DepthwiseExperts(nn.ModuleList):
         ValueError: If a size is below 1, a kernel size is even or none is given, ``kind`` is unknown, or an
             argument does not go with ``kind``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import DepthwiseExperts
         >>> experts = DepthwiseExperts(8, kernel_sizes=(3, 5, 7))

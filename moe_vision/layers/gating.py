@@ -37,7 +37,7 @@ def hard_top_k(logits: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: If ``logits`` is not two-dimensional or ``k`` is not in [1, E].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import hard_top_k
         >>> hard_top_k(torch.tensor([[1.0, 3.0, 1.0]]).log(), k=2)
@@ -70,7 +70,7 @@ def soft_top_k(logits: Tensor, k: int, mode: SoftMode = "masked", temperature: f
         ValueError: If ``logits`` is not two-dimensional, ``k`` is not in [1, E], ``mode`` is unknown or
             ``temperature`` is not above 0.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import soft_top_k
         >>> soft_top_k(torch.tensor([[1.0, 3.0, 1.0]]).log(), k=2, mode="relaxed").round(decimals=2)
@@ -100,7 +100,7 @@ class TopKGate(nn.Module):
     Raises:
         ValueError: If an argument is out of its range, or E < top_k when it is called.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import TopKGate
         >>> routing = TopKGate(top_k=2).eval()(torch.tensor([[0.0, 2.0, 1.0]]))

@@ -16,13 +16,13 @@ from moe_vision.layers.checks import check_feature_map, check_positive
 class Routing(NamedTuple):
     """What one forward of a layer decided for each image of the batch.
 
-    Args:
+    Attributes:
         logits: Scores of the experts, (B, E), fp32.
         probs: Softmax of the logits over all experts, (B, E); the balance losses read these.
         weights: Weights of the mixture, (B, E), 0 for an unselected expert under hard gating.
         indices: Selected experts, best first, (B, K), int64.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import TopKGate
         >>> routing = TopKGate(top_k=1)(torch.tensor([[0.0, 1.0]]))
@@ -57,7 +57,7 @@ class DynamicRouter(nn.Module):
     Raises:
         ValueError: If a size is below 1, or the input is not (B, in_channels, H, W).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import DynamicRouter
         >>> DynamicRouter(16, num_experts=4)(torch.rand(2, 16, 32, 32)).shape

@@ -18,12 +18,12 @@ IOU_POWER = 6.0
 class Assignment(NamedTuple):
     """The anchor points of one image that answer for an object.
 
-    Args:
+    Attributes:
         points: Indices of those anchor points, (P,), int64.
         objects: Index of the object each answers for, (P,), int64.
         quality: Target of the class score, (P,), in [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.losses.assign import Assignment
         >>> Assignment(torch.tensor([5]), torch.tensor([0]), torch.tensor([0.7])).objects
@@ -55,7 +55,7 @@ def task_aligned_assign(
     Shape:
         - Output: `Assignment` of P <= N points; P = 0 for an image without objects
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.losses.assign import task_aligned_assign
         >>> box = torch.tensor([[0.0, 0.0, 8.0, 8.0]])

@@ -42,7 +42,7 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch") -> Tenso
     Raises:
         ValueError: If ``kind`` is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import TopKGate, load_balancing_loss
         >>> routing = TopKGate(top_k=1)(torch.tensor([[9.0, 0.0], [0.0, 9.0]]))
@@ -71,7 +71,7 @@ def router_z_loss(routing: Routing) -> Tensor:
     Shape:
         - Output: a scalar >= 0, fp32; (log E)^2 for logits of 0
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import TopKGate, router_z_loss
         >>> router_z_loss(TopKGate(top_k=1)(torch.zeros(3, 4)))  # (log 4)^2
@@ -99,7 +99,7 @@ def auxiliary_loss(model: nn.Module, *, balance: float = 0.01, z: float = 0.0, k
         ValueError: If the model has no `ESMoE`, one has seen no forward, or its record has lost its gradient in a
             re-entrant checkpoint.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from moe_vision import ESMoE, auxiliary_loss

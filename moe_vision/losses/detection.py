@@ -51,7 +51,7 @@ def detection_loss(
         - strides: (N,)
         - Output: scalars ``class``, ``box`` and, if asked for, ``dfl``, connected to the graph also without objects
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import create_model
         >>> from moe_vision.losses.detection import detection_loss
@@ -96,7 +96,7 @@ def distribution_focal_loss(sides: Tensor, distances: Tensor) -> Tensor:
         - distances: (P, 4)
         - Output: the mean over the four sides, (P,)
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.losses.detection import distribution_focal_loss
         >>> distribution_focal_loss(torch.zeros(1, 4, 2), torch.full((1, 4), 0.5))  # log 2

@@ -24,7 +24,7 @@ class Stage(nn.Module):
         - Input: (B, C_in, H, W)
         - Output: (B, C_out, H / 2, W / 2)
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.layers import ESMoE
         >>> from moe_vision.layers.convolution import ConvNormAct
@@ -55,7 +55,7 @@ class YOLOMasterBackbone(nn.Module):
         - Input: images (B, 3, H, W) in [0, 1], H and W multiples of 32
         - Output: P3 (B, C3, H / 8, W / 8), P4 (B, C4, H / 16, W / 16), P5 (B, C5, H / 32, W / 32)
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models import YOLOMasterBackbone, named_config
         >>> backbone = YOLOMasterBackbone(named_config("yolo_master_n"))

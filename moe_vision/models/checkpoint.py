@@ -23,7 +23,7 @@ def save_checkpoint(model: YOLOMaster, path: str | Path) -> None:
     Raises:
         ValueError: If ``path`` has another ending.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from moe_vision import create_model
         >>> from moe_vision.models import load_checkpoint, save_checkpoint
@@ -59,7 +59,7 @@ def load_checkpoint(path: str | Path) -> YOLOMaster:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, is no checkpoint of ours, or its weights don't fit its configuration.
 
-    Example:
+    Examples:
         >>> from moe_vision.models import load_checkpoint
         >>> load_checkpoint("runs/none.safetensors")
         Traceback (most recent call last):

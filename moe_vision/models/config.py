@@ -28,7 +28,7 @@ class YOLOMasterConfig:
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> from moe_vision.models import YOLOMasterConfig
         >>> config = YOLOMasterConfig(num_classes=3)
         >>> YOLOMasterConfig.from_json(config.to_json()) == config
@@ -105,7 +105,7 @@ def named_config(
     Raises:
         ValueError: If a name is unknown; the message lists the known ones.
 
-    Example:
+    Examples:
         >>> from moe_vision.models import named_config
         >>> named_config("yolo_master_n", top_k=1).top_k
         1

@@ -19,14 +19,14 @@ STRIDES = (8, 16, 32)
 class DetectMaps(NamedTuple):
     """What a detector returns in ``train()``: the raw maps of the levels.
 
-    Args:
+    Attributes:
         sides: Logits of the distance to each side (left, top, right, bottom) in strides, (B, N, 4, R).
         boxes: The boxes that the expected distances give, (B, N, 4), xyxy in pixels, fp32.
         scores: Logits of the classes, (B, N, num_classes).
         points: Anchor points, (N, 2), x and y in pixels.
         strides: Stride of each anchor point's level in pixels, (N,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import create_model
         >>> maps = create_model("yolo_master_n", num_classes=3).train()(torch.rand(2, 3, 64, 64))
@@ -44,11 +44,11 @@ class DetectMaps(NamedTuple):
 class DetectOutput(NamedTuple):
     """What a detector returns in ``eval()``, before suppression.
 
-    Args:
+    Attributes:
         boxes: Boxes, (B, N, 4), xyxy in pixels of the network's input; they may reach beyond it.
         scores: Scores of the classes, (B, N, num_classes), in [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import create_model
         >>> output = create_model("yolo_master_n", num_classes=3).eval()(torch.rand(2, 3, 64, 64))
@@ -72,7 +72,7 @@ class DetectHead(nn.Module):
         - Input: three maps (B, C_l, H / stride_l, W / stride_l)
         - Output: `DetectMaps`
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models import DetectHead
         >>> head = DetectHead((64, 128, 128), num_classes=3)
@@ -119,7 +119,7 @@ def anchor_points(sizes: list[tuple[int, int]], device: torch.device) -> tuple[T
     Shape:
         - Output: points (N, 2), x and y; strides (N,)
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models.heads import anchor_points
         >>> anchor_points([(1, 2), (1, 1), (1, 1)], torch.device("cpu"))[0]
@@ -150,7 +150,7 @@ def decode_boxes(sides: Tensor, bins: Tensor, points: Tensor, strides: Tensor) -
     Shape:
         - Output: boxes (B, N, 4), xyxy in pixels, fp32
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models.heads import decode_boxes
         >>> even = torch.zeros(1, 1, 4, 3)  # over the bins 0, 1 and 2: a distance of 1 stride

@@ -23,7 +23,7 @@ class PathAggregationNeck(nn.Module):
         - Input: P3 (B, C3, H, W), P4 (B, C4, H / 2, W / 2), P5 (B, C5, H / 4, W / 4)
         - Output: three maps of the same resolutions
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models import PathAggregationNeck, named_config
         >>> neck = PathAggregationNeck((128, 128, 256), named_config("yolo_master_n"))

@@ -29,7 +29,7 @@ class YOLOMaster(nn.Module):
         ValueError: If ``class_names`` does not name each class, ``image_size`` is not a multiple of 32, or the input
             is not a batch of RGB images whose sides are multiples of 32.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models import YOLOMaster, named_config
         >>> model = YOLOMaster(named_config("yolo_master_n", num_classes=3)).eval()
@@ -86,7 +86,7 @@ def create_model(
     Raises:
         ValueError: If a name is unknown; the message lists the known ones.
 
-    Example:
+    Examples:
         >>> from moe_vision import create_model
         >>> model = create_model("yolo_master_n", num_classes=80)
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -99,7 +99,7 @@ def create_model(
 def list_models() -> list[str]:
     """Return the names that `create_model` knows.
 
-    Example:
+    Examples:
         >>> from moe_vision import list_models
         >>> list_models()
         ['yolo_master_n']

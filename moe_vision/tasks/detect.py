@@ -33,7 +33,7 @@ def detect_loss(
     Raises:
         ValueError: If the targets are not one for each image, or a target breaks the contract.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision import create_model
         >>> from moe_vision.tasks import detect_loss
@@ -56,7 +56,7 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], *, batch: int, num_cl
         batch: Number of images.
         num_classes: Number of classes.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.tasks import check_targets
         >>> check_targets([{"boxes": torch.zeros(1, 4), "labels": torch.tensor([3])}], batch=1, num_classes=3)
@@ -103,7 +103,7 @@ def postprocess(
     Raises:
         ValueError: If ``score`` or ``iou`` is not in [0, 1] or ``max_detections`` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.models import DetectOutput
         >>> from moe_vision.tasks import postprocess

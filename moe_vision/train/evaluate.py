@@ -44,7 +44,7 @@ def evaluate(
         there is no object of the size), ``class_map`` by class name, and ``experts``: the share of selections of each
         expert by the name of its layer.
 
-    Example:
+    Examples:
         >>> from moe_vision import create_model
         >>> from moe_vision.data import ShapeScenes
         >>> from moe_vision.train import evaluate
@@ -81,7 +81,7 @@ def coco_metrics(
     Returns:
         The metrics that `evaluate` returns, without ``experts``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.train.evaluate import coco_metrics
         >>> truth = {"boxes": torch.tensor([[0.0, 0.0, 50.0, 50.0]]), "labels": torch.tensor([0])}

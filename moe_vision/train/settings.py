@@ -33,7 +33,7 @@ class TrainSettings:
     Raises:
         ValueError: If a value is out of its range.
 
-    Example:
+    Examples:
         >>> from moe_vision.train import TrainSettings
         >>> TrainSettings(epochs=50, image_size=320).batch_size
         16

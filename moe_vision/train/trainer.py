@@ -2,6 +2,7 @@
 """The training loop."""
 
 import json
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -45,7 +46,7 @@ class Trainer:
     Raises:
         ValueError: If the network has another number of classes than the data, or there are no images.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from moe_vision import create_model
         >>> from moe_vision.data import ShapeScenes
@@ -161,7 +162,7 @@ class Trainer:
         if self.accelerator.is_main_process and self.val_data is not None:
             size, workers = self.settings.image_size, self.settings.num_workers
             metrics = evaluate(self.ema.module, self.val_data, image_size=size, num_workers=workers, progress=True)
-            tqdm.write(f"mAP 50:95 {metrics['map']:.3f}   mAP 50 {metrics['map50']:.3f}")
+            tqdm.write(f"mAP 50:95 {metrics['map']:.3f}   mAP 50 {metrics['map50']:.3f}", file=sys.stderr)
         self.accelerator.wait_for_everyone()
         return metrics
 

@@ -27,7 +27,7 @@ def draw_detections(
     Shape:
         - Output: (3, H, W), uint8
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.visualize import draw_detections
         >>> detections = {"boxes": torch.tensor([[2.0, 2.0, 20.0, 20.0]]), "labels": torch.tensor([0])}
@@ -71,7 +71,7 @@ def comparison_sheet(
     Shape:
         - Output: (3, H', W'), uint8; two pairs a row
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.visualize import comparison_sheet
         >>> image, none = torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
@@ -100,7 +100,7 @@ def save_picture(picture: Tensor, path: str | Path) -> None:
         picture: RGB image, (3, H, W), uint8.
         path: The file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import torch
         >>> from moe_vision.visualize import save_picture

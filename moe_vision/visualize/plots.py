@@ -15,7 +15,7 @@ def plot_training(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         log: Lines of a run's ``log.jsonl``.
         path: File to write; its ending chooses the format (png, svg, pdf).
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from moe_vision.visualize import plot_training
         >>> log = [{"epoch": 1, "loss": {"box": 5.0}, "metrics": {"map": 0.1, "map50": 0.2}}]
@@ -46,7 +46,7 @@ def plot_routing(shares: Mapping[str, Mapping[str, Sequence[float]]], path: str 
         path: File to write; its ending chooses the format (png, svg, pdf).
         title: What tells the groups apart.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from moe_vision.visualize import plot_routing
         >>> shares = {"1-3": {"stage2": [0.5, 0.3, 0.2]}, "4-9": {"stage2": [0.2, 0.3, 0.5]}}

@@ -47,7 +47,7 @@ class VOCDetection(Dataset[Sample]):
     Attributes:
         classes: class names; a label is an index into it.
         images: path of each image.
-        problems: everything reported so far, as `Problem`.
+        problems: everything this process reported so far, as `Problem`.
 
     Raises:
         FileNotFoundError: There is no list of that name.
@@ -122,7 +122,7 @@ class VOCDetection(Dataset[Sample]):
             self._report(image, "missing image")
             return None
         except ValueError as error:
-            self._report(image, "unreadable image", error)
+            self._report(image, "unreadable image", error.__cause__)
             return None
         return _Record(image, height, width, path, annotation.objects)
 
@@ -147,7 +147,9 @@ class VOCDetection(Dataset[Sample]):
         except (OSError, ValueError) as error:
             if not self._undecodable[index]:
                 self._undecodable[index] = True
-                self._report(self.images[index], "undecodable image, used as grey without boxes", error)
+                self._report(
+                    self.images[index], "undecodable image, used as grey without boxes", error.__cause__ or error
+                )
             return torch.full((3, *self._sizes[index]), FILL, dtype=torch.uint8)
 
     def _fill_cache(self, budget: int) -> None:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with one painted rectangle each, and where its pixels are: boxes must follow the pixels."""
+
+import torch
+from torch import Tensor
+
+from moe_vision.data import Sample
+from moe_vision.data.samples import make_sample
+
+Rectangle = tuple[int, int, int, int]
+
+
+def painted(height: int, width: int, box: Rectangle, channel: int, image_id: int = 0) -> Sample:
+    """A black image with a red, green or blue rectangle (channel 0, 1, 2), labelled with its channel."""
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    left, top, right, bottom = box
+    image[channel, top:bottom, left:right] = 255
+    return make_sample(image, torch.tensor([box]), torch.tensor([channel]), image_id)
+
+
+def extent(image: Tensor, channel: int) -> list[int] | None:
+    """The xyxy extent of the pixels that have more of one colour than of the others; None if there are none."""
+    image = image.float()
+    others = [other for other in range(3) if other != channel]
+    excess = image[channel] - image[others].amax(dim=0)
+    if excess.max() <= 0.1 * image.max():
+        return None
+    rows, columns = (excess > excess.max() / 2).nonzero().T
+    return [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+
+
+class PaintedSource:
+    """A source of twelve painted images of several sizes."""
+
+    classes = ("red", "green", "blue")
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Sample:
+        height, width = 90 + 10 * index, 200 - 9 * index
+        return painted(height, width, (20, 25 + index, 80 - index, 70), index % 3, index)

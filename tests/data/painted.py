@@ -12,7 +12,7 @@ Rectangle = tuple[int, int, int, int]
 
 def painted(height: int, width: int, box: Rectangle, channel: int, image_id: int = 0) -> Sample:
     """A black image with a red, green or blue rectangle (channel 0, 1, 2), labelled with its channel."""
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image = torch.zeros(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)  # in memory as read_image leaves it
     left, top, right, bottom = box
     image[channel, top:bottom, left:right] = 255
     return make_sample(image, torch.tensor([box]), torch.tensor([channel]), image_id)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test starts from: one thread, fixed seeds, and hypothesis without deadlines."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+
+# The first call of an operator is slow, so deadlines would only measure warm-up.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("default", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("nightly", max_examples=500, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

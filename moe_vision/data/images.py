@@ -43,7 +43,7 @@ def read_image(path: str | Path) -> Tensor:
         FileNotFoundError: There is no such file.
         ValueError: The file is no image, or broken.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (64, 48)).save(f"{folder}/black.png")

@@ -28,7 +28,7 @@ def to_image(image: ImageLike) -> Tensor:
         FileNotFoundError: If there is no such file.
         ValueError: If the file can't be read as an image, or the array or tensor is not an RGB image of such values.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from moe_vision.data import to_image
         >>> to_image(torch.ones(3, 1, 1)).flatten()

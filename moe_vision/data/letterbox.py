@@ -22,7 +22,7 @@ class LetterboxGeometry(NamedTuple):
 def letterbox_geometry(height: int, width: int, size: int) -> LetterboxGeometry:
     """Size and place of a height x width image in a size x size square, centred.
 
-    Example:
+    Examples:
         >>> letterbox_geometry(480, 640, 320)
         LetterboxGeometry(height=240, width=320, top=40, left=0)
     """
@@ -41,7 +41,7 @@ class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no typ
     Shape:
         image (C, H, W) -> (C, size, size).
 
-    Example:
+    Examples:
         >>> Letterbox(320)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
         torch.Size([3, 320, 320])
     """
@@ -78,7 +78,7 @@ def undo_letterbox(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
     Shape:
         boxes (N, 4) -> (N, 4).
 
-    Example:
+    Examples:
         >>> undo_letterbox(torch.tensor([[0.0, 40.0, 160.0, 280.0]]), height=480, width=640, size=320)
         tensor([[  0.,   0., 320., 480.]])
     """

@@ -19,7 +19,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     Shape:
         B samples of (3, S, S) -> images (B, 3, S, S) and B targets.
 
-    Example:
+    Examples:
         >>> images, targets = collate([(torch.zeros(3, 32, 32), {}), (torch.ones(3, 32, 32), {})])
         >>> images.shape, len(targets)
         (torch.Size([2, 3, 32, 32]), 2)
@@ -64,7 +64,7 @@ def build_loader(
         seed: seed of the order.
         drop_last: leave out a last batch that is not full.
 
-    Example:
+    Examples:
         >>> from moe_vision.data import ShapeScenes
         >>> loader = build_loader(DetectionPipeline(ShapeScenes(6), 64), batch_size=4, shuffle=True)
         >>> [len(targets) for images, targets in loader]

@@ -35,7 +35,7 @@ def mosaic(samples: Sequence[Sample], size: int) -> Sample:
     Raises:
         ValueError: There are not four samples.
 
-    Example:
+    Examples:
         >>> white = make_sample(torch.full((3, 48, 64), 255), torch.tensor([[0.0, 0, 64, 48]]), torch.tensor([2]), 0)
         >>> image, target = mosaic([white] * 4, size=32)
         >>> image.shape, target["labels"]

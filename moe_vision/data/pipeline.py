@@ -36,7 +36,7 @@ class DetectionPipeline(Dataset[Sample]):
         `labels` (N,), `image_id` the index, `size` the (height, width) of the source's image, for `undo_letterbox`
         (it says nothing useful about an augmented sample).
 
-    Example:
+    Examples:
         >>> from moe_vision.data import ShapeScenes
         >>> pipeline = DetectionPipeline(ShapeScenes(8), image_size=128, augment=True)
         >>> pipeline.set_epoch(1)

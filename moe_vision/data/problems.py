@@ -32,7 +32,7 @@ def report(problems: list[Problem], problem: Problem) -> None:
 def summarise(problems: Sequence[Problem]) -> str:
     """Counts problems by their reason, the most frequent first.
 
-    Example:
+    Examples:
         >>> summarise([Problem("a.xml", "degenerate box"), Problem("b.jpg", "missing image")])
         '2 problems (1 degenerate box, 1 missing image)'
         >>> summarise([])

@@ -37,7 +37,7 @@ def make_sample(image: Tensor, boxes: Tensor, labels: Tensor, image_id: int) -> 
         The image as `tv_tensors.Image` and a dict of `boxes` (`tv_tensors.BoundingBoxes`, float32), `labels` (int64)
         and `image_id`.
 
-    Example:
+    Examples:
         >>> image, target = make_sample(torch.zeros(3, 4, 6, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0), 7)
         >>> image.shape, target["boxes"].canvas_size, target["image_id"]
         (torch.Size([3, 4, 6]), (4, 6), 7)

@@ -38,7 +38,7 @@ class ShapeScenes(Dataset[Sample]):
     Raises:
         ValueError: `num_scenes` or `image_size` is too small.
 
-    Example:
+    Examples:
         >>> image, target = ShapeScenes(10, image_size=160)[0]
         >>> image.shape, target["boxes"].shape[1], target["labels"].dtype
         (torch.Size([3, 160, 160]), 4, torch.int64)

@@ -21,7 +21,7 @@ def eval_transform(size: int) -> Transform:
     Shape:
         image (3, H, W) uint8 -> (3, size, size) float32; with a target, its boxes follow.
 
-    Example:
+    Examples:
         >>> eval_transform(320)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
         torch.Size([3, 320, 320])
     """
@@ -38,7 +38,7 @@ def train_transform(*, hflip: float = 0.5, vflip: float = 0.0) -> Transform:
     Shape:
         image (3, H, W) uint8 -> (3, H, W) float32; with a target, its boxes follow.
 
-    Example:
+    Examples:
         >>> train_transform(vflip=0.5)(torch.zeros(3, 320, 320, dtype=torch.uint8)).dtype
         torch.float32
     """

@@ -86,6 +86,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from accelerate.utils import set_seed
+
     from moe_vision.data import VOCDetection
     from moe_vision.models import create_model
     from moe_vision.train import Trainer, TrainSettings
@@ -94,6 +96,7 @@ def _train(options: argparse.Namespace) -> None:
     learnt = VOCDetection(options.data, options.train_split)
     held_out = VOCDetection(options.data, options.val_split, classes=learnt.classes)
     print(f"train: {learnt.summary()}\nval:   {held_out.summary()}")
+    set_seed(settings.seed)
     model = create_model(
         options.model,
         task=options.task,

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from moe_vision.data import ShapeScenes
@@ -42,7 +43,10 @@ def run_demo(
     """
     out = Path(out)
     learnt, held_out = ShapeScenes(scenes, IMAGE_SIZE, seed=seed), ShapeScenes(128, IMAGE_SIZE, seed=seed + 1)
-    settings = TrainSettings(epochs=epochs, image_size=IMAGE_SIZE, eval_every=3, mosaic=0.0, warmup_epochs=1, seed=seed)
+    settings = TrainSettings(
+        epochs=epochs, image_size=IMAGE_SIZE, eval_every=3, mosaic=0.0, warmup_epochs=1, num_workers=0, seed=seed
+    )
+    set_seed(seed)
     model = create_model("yolo_master_n", num_classes=len(learnt.classes), class_names=learnt.classes)
     metrics = Trainer(model, learnt, held_out, out, settings).fit()
     trained = load_checkpoint(out / "last.safetensors")

@@ -16,7 +16,7 @@ MAX_CANDIDATES = 5000
 
 
 def detect_loss(
-    model: YOLOMaster, maps: DetectMaps, targets: Sequence[Mapping[str, Tensor]], *, balance: float = 0.01
+    model: YOLOMaster, maps: DetectMaps, targets: Sequence[Mapping[str, Tensor]], *, balance: float = 0.05
 ) -> dict[str, Tensor]:
     """Return the named, weighted terms of the training loss; their sum is what is minimised.
 

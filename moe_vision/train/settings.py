@@ -28,7 +28,7 @@ class TrainSettings:
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load images.
         precision: ``no`` (fp32), ``bf16`` or ``fp16``; routers stay in fp32.
-        seed: Seed of weights, order and augmentation.
+        seed: Seed of order and augmentation; ``moe-vision train`` seeds the weights with it too.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -46,7 +46,7 @@ class TrainSettings:
     weight_decay: float = _setting(0.05, "decoupled weight decay")
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")
-    balance: float = _setting(0.01, "weight of the load-balancing loss")
+    balance: float = _setting(0.05, "weight of the load-balancing loss")
     mosaic: float = _setting(1.0, "probability of a mosaic of four images")
     close_mosaic: int = _setting(10, "last epochs without mosaic")
     ema_decay: float = _setting(0.999, "decay of the moving average of the weights")

@@ -74,7 +74,7 @@ class Trainer:
         self.val_data = val_data
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(mixed_precision=settings.precision)
         self.pipeline = DetectionPipeline(
             train_data, settings.image_size, augment=True, mosaic=settings.mosaic, seed=settings.seed
         )
@@ -150,8 +150,9 @@ class Trainer:
         self.accelerator.backward(torch.stack(list(terms.values())).sum())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         applied = bool(torch.isfinite(norm))  # the same on every rank: the gradients have been averaged
-        if applied:
+        if applied or self.accelerator.scaler is not None:  # fp16: the scaler leaves the step out, and learns from it
             self.optimizer.step()
+        if applied:
             self.ema.update(model, step=self.step)
         self.optimizer.zero_grad()
         return {name: term.detach() for name, term in terms.items()}, applied

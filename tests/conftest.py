@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 # The first call of an operator is slow, so deadlines would only measure warm-up.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
-settings.register_profile("default", max_examples=20, derandomize=True, **_COMMON)
+settings.register_profile("default", max_examples=50, derandomize=True, **_COMMON)
 settings.register_profile("nightly", max_examples=500, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

@@ -113,6 +113,13 @@ def force_routing(layer: ESMoE, logits: list[float]) -> None:
         layer.router.fc2.bias.copy_(torch.tensor(logits))
 
 
+def freeze_norms(layer: nn.Module) -> None:
+    """Let BatchNorm use its running statistics although the layer trains."""
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
     """Compare features within a tolerance relative to the largest of them."""
     assert actual.shape == expected.shape

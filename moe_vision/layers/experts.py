@@ -215,7 +215,8 @@ class DepthwiseExperts(nn.ModuleList):
         pointwise = torch.stack([expert.conv_pw.weight[:, :, 0, 0] for expert in experts])
         scale, shift = (torch.stack(values) for values in zip(*map(_frozen_norm, experts), strict=True))
         y = pointwise.to(x.dtype)[indices] @ depthwise.view(batch, num_selected, -1, height * width)
-        y = y * scale.to(x.dtype)[indices].unsqueeze(-1) + shift.to(x.dtype)[indices].unsqueeze(-1)
+        # Autocast may have lowered the type of y.
+        y = y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)
         return cast(Tensor, experts[0].act(y.view(*y.shape[:-1], height, width)))
 
     def _kernels(self) -> Tensor:
@@ -228,10 +229,6 @@ class DepthwiseExperts(nn.ModuleList):
 
     def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
         return F.conv2d(x, kernels, stride=self.stride, padding=max(self.kernel_sizes) // 2, groups=kernels.shape[0])
-
-    def extra_repr(self) -> str:
-        """Show the settings in ``print(model)``."""
-        return f"kind={self.kind!r}, kernel_sizes={self.kernel_sizes}, stride={self.stride}"
 
 
 def _depthwise(

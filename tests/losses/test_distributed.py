@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real processes that talk over gloo: shards give the loss and the gradients of the whole batch (I43)."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from moe_vision import ESMoE, auxiliary_loss
+from tests.strategies import make_images, make_layer
+
+LOSSES = {
+    "switch": {"kind": "switch"},
+    "mse": {"kind": "mse"},
+    "cv2": {"kind": "cv2"},
+    "z": {"balance": 0.0, "z": 1.0},
+}
+SHARDS = ((3, 5), (0, 4))
+Result = tuple[Tensor, list[Tensor]]
+
+
+def join(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+
+
+def images_of(sizes: tuple[int, int]) -> Tensor:
+    return make_images(sum(sizes), 4, 6, 5, dtype=torch.float64)
+
+
+def all_losses(x: Tensor) -> dict[str, Result]:
+    """Each loss of these images, and its gradients with respect to the router."""
+    results = {}
+    for name, settings in LOSSES.items():
+        layer = make_layer(expert="depthwise").double().train()
+        layer(x)
+        loss = auxiliary_loss(layer, **{"balance": 1.0, **settings})
+        results[name] = (loss.detach(), list(torch.autograd.grad(loss, list(layer.router.parameters()))))
+    return results
+
+
+def balance_rank(rank: int, folder: Path) -> None:
+    join(rank, folder)
+    results = {sizes: all_losses(images_of(sizes).split(sizes)[rank]) for sizes in SHARDS}
+    torch.save(results, folder / f"rank{rank}")
+    dist.destroy_process_group()
+
+
+def test_i43_shards_give_the_loss_and_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    spawn(balance_rank, (tmp_path,), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
+    for sizes in SHARDS:
+        for name, (whole, gradients) in all_losses(images_of(sizes)).items():
+            (first, first_gradients), (second, second_gradients) = (rank[sizes][name] for rank in ranks)
+            tolerance = {"rtol": 1e-10, "atol": 1e-12}
+            torch.testing.assert_close(first, whole, **tolerance)
+            torch.testing.assert_close(second, whole, **tolerance)
+            for one, other, expected in zip(first_gradients, second_gradients, gradients, strict=True):
+                assert expected.any()
+                torch.testing.assert_close((one + other) / 2, expected, **tolerance)
+
+
+def train_rank(rank: int, folder: Path) -> None:
+    join(rank, folder)
+    layer = ddp_layer()
+    model = DistributedDataParallel(layer, find_unused_parameters=False)
+    for _ in range(2):  # a second step waits for the first one's gradients
+        layer.zero_grad()
+        (model(ddp_images(rank)).square().mean() + auxiliary_loss(model)).backward()
+    gradients = {name: p.grad for name, p in layer.named_parameters()}
+    torch.save((layer.routing.indices, gradients), folder / f"rank{rank}")
+    dist.destroy_process_group()
+
+
+def ddp_layer() -> ESMoE:
+    """A layer whose router reads the sign of the images: negative ones choose experts 0 and 1, the others 2 and 3."""
+    layer = make_layer(dispatch="grouped").train()
+    with torch.no_grad():
+        layer.router.fc1.weight.fill_(1.0)
+        layer.router.fc1.bias.zero_()
+        layer.router.fc2.weight.copy_(torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None].expand(4, 8))
+        layer.router.fc2.bias.copy_(torch.tensor([0.3, 0.2, 0.1, 0.0]))
+    return layer
+
+
+def ddp_images(rank: int) -> Tensor:
+    x = make_images(3, 4, 6, 5, seed=rank).abs()
+    return -x / 10 if rank else x
+
+
+def test_i44_ddp_needs_no_search_for_unused_parameters(tmp_path: Path) -> None:
+    spawn(train_rank, (tmp_path,), nprocs=2)
+    (indices, gradients), (other_indices, other_gradients) = (torch.load(tmp_path / f"rank{r}") for r in range(2))
+    assert set(indices.flatten().tolist()) == {2, 3}
+    assert set(other_indices.flatten().tolist()) == {0, 1}
+    for name, gradient in gradients.items():
+        assert gradient is not None
+        assert gradient.any()
+        assert torch.equal(gradient, other_gradients[name])

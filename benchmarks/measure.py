@@ -34,7 +34,7 @@ def interleaved_medians(calls: Mapping[str, Callable[[], object]], rounds: int) 
 def write_result(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     """Write the rows and all it takes to judge them to benchmarks/results/NAME.json."""
     record = {
-        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])]),
         "date": date.today().isoformat(),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("moe-vision", "torch")}},
@@ -44,6 +44,11 @@ def write_result(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
+
+
+def _without_folder(argument: str) -> str:
+    """Shorten a path: where somebody keeps data is no part of the record."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _cpu() -> str:

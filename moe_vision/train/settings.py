@@ -36,12 +36,12 @@ class TrainSettings:
     Examples:
         >>> from moe_vision.train import TrainSettings
         >>> TrainSettings(epochs=50, image_size=320).batch_size
-        16
+        8
     """
 
     epochs: int = _setting(100, "passes over the training images")
     image_size: int = _setting(640, "side of the square images in pixels, a multiple of 32")
-    batch_size: int = _setting(16, "images a step and process")
+    batch_size: int = _setting(8, "images a step and process")
     lr: float = _setting(2e-3, "peak learning rate of AdamW")
     weight_decay: float = _setting(0.05, "decoupled weight decay")
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")

@@ -18,9 +18,9 @@ class LayerContract:
     factory: ClassVar[Callable[..., nn.Module]]
     arguments: ClassVar[Arguments]  # of the layer that the tests use
     example_shape: ClassVar[Shape]  # of an input, small enough for gradcheck
-    bad_arguments: ClassVar[list[tuple[Arguments, str]]]  # what differs from `arguments`, and the message
-    bad_inputs: ClassVar[list[tuple[Shape, str]]]
-    cardinality: ClassVar[list[tuple[Arguments, Shape, Shape]]]  # what differs, shape of the input, of the output
+    bad_arguments: ClassVar[tuple[tuple[Arguments, str], ...]]  # what differs from `arguments`, and the message
+    bad_inputs: ClassVar[tuple[tuple[Shape, str], ...]]
+    cardinality: ClassVar[tuple[tuple[Arguments, Shape, Shape], ...]]  # what differs, shape of the input, of the output
 
     @staticmethod
     def features(output: Any) -> Tensor:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layer as a whole: its arguments, and invariants I27 to I30 and I37."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,7 +66,9 @@ def test_i29_order_of_the_experts_does_not_matter(kind: str, top_k: int, order: 
     assert_same(permuted(x), layer(x))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dispatch", ["auto", *EXECUTORS])
 @pytest.mark.parametrize("top_k", [2, 3, 4])
@@ -165,9 +169,9 @@ def test_routing_is_that_of_the_last_forward() -> None:
 
 class TestESMoE(LayerContract):
     factory = ESMoE
-    arguments = {"in_channels": 2, "num_experts": 3, "top_k": 2}
+    arguments: ClassVar = {"in_channels": 2, "num_experts": 3, "top_k": 2}
     example_shape = (4, 2, 4, 3)
-    bad_arguments = [
+    bad_arguments = (
         ({"top_k": 6, "num_experts": 4}, r"top_k must be in \[1, num_experts=4\], got 6"),
         ({"top_k": 0}, r"top_k must be in \[1, num_experts=3\], got 0"),
         ({"num_experts": 0}, "num_experts must be at least 1, got 0"),
@@ -185,19 +189,19 @@ class TestESMoE(LayerContract):
         ({"residual": True, "out_channels": 3}, "residual must be False unless.*out_channels=3"),
         ({"bias": True}, "bias must be False for separable experts"),
         ({"expert": "depthwise", "out_channels": 3}, "out_channels must equal in_channels=2"),
-    ]
-    bad_inputs = [
+    )
+    bad_inputs = (
         ((2, 4, 3), r"input must have shape \(B, C, H, W\), got 3 dimensions: \(2, 4, 3\)"),
         ((1, 3, 4, 3), r"input must have in_channels=2 channels, got 3: \(1, 3, 4, 3\)"),
-    ]
-    cardinality = [
+    )
+    cardinality = (
         ({}, (4, 2, 4, 3), (4, 2, 4, 3)),
         ({"out_channels": 5}, (1, 2, 7, 9), (1, 5, 7, 9)),
         ({"out_channels": 5, "stride": 2, "shared_expert": True}, (2, 2, 7, 4), (2, 5, 4, 2)),
         ({"stride": 3}, (2, 2, 7, 1), (2, 2, 3, 1)),
         ({"residual": True}, (0, 2, 4, 3), (0, 2, 4, 3)),
         ({"num_experts": 1, "top_k": 1}, (9, 2, 1, 1), (9, 2, 1, 1)),
-    ]
+    )
 
     def test_feature(self) -> None:
         # Each image gets the experts its router chooses, at their weights.
@@ -214,6 +218,6 @@ class TestESMoE(LayerContract):
 class TestDepthwiseESMoE(TestESMoE):
     """The contract again with linear experts."""
 
-    arguments = {"in_channels": 2, "num_experts": 3, "top_k": 2, "expert": "depthwise", "bias": True}
-    bad_arguments = [({"out_channels": 3}, "out_channels must equal in_channels=2")]
-    cardinality = [({"stride": 2}, (3, 2, 5, 4), (3, 2, 3, 2))]
+    arguments: ClassVar = {"in_channels": 2, "num_experts": 3, "top_k": 2, "expert": "depthwise", "bias": True}
+    bad_arguments = (({"out_channels": 3}, "out_channels must equal in_channels=2"),)
+    cardinality = (({"stride": 2}, (3, 2, 5, 4), (3, 2, 3, 2)),)

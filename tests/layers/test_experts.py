@@ -2,6 +2,7 @@
 """The experts: what each computes, and the two ways in which several of them run as one convolution."""
 
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -100,9 +101,9 @@ def test_parameters_of_separable_experts() -> None:
 
 class TestDepthwiseExperts(LayerContract):
     factory = DepthwiseExperts
-    arguments = {"in_channels": 2, "kernel_sizes": (3, 5)}
+    arguments: ClassVar = {"in_channels": 2, "kernel_sizes": (3, 5)}
     example_shape = (3, 2, 4, 3)
-    bad_arguments = [
+    bad_arguments = (
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"out_channels": 0}, "out_channels must be at least 1, got 0"),
         ({"stride": 0}, "stride must be at least 1, got 0"),
@@ -112,13 +113,13 @@ class TestDepthwiseExperts(LayerContract):
         ({"kind": "dense"}, "expert must be one of separable, depthwise, got 'dense'"),
         ({"kind": "depthwise", "out_channels": 3}, "out_channels must equal in_channels=2 for depthwise.*got 3"),
         ({"bias": True}, "bias must be False for separable experts"),
-    ]
-    bad_inputs = []
-    cardinality = [
+    )
+    bad_inputs = ()
+    cardinality = (
         ({}, (3, 2, 4, 3), (3, 2, 2, 4, 3)),
         ({"out_channels": 5, "stride": 2}, (1, 2, 5, 1), (1, 2, 5, 3, 1)),
         ({"kind": "depthwise", "kernel_sizes": (9,)}, (0, 2, 3, 3), (0, 1, 2, 3, 3)),
-    ]
+    )
 
     def test_feature(self) -> None:
         experts, x = self.make().eval(), self.example()
@@ -132,6 +133,6 @@ class TestDepthwiseExperts(LayerContract):
 class TestLinearDepthwiseExperts(TestDepthwiseExperts):
     """The contract again with the linear kind."""
 
-    arguments = {"in_channels": 2, "kernel_sizes": (3, 5), "kind": "depthwise", "bias": True}
-    bad_arguments = [({"out_channels": 3}, "out_channels must equal in_channels=2")]
-    cardinality = [({"stride": 2}, (3, 2, 5, 4), (3, 2, 2, 3, 2))]
+    arguments: ClassVar = {"in_channels": 2, "kernel_sizes": (3, 5), "kind": "depthwise", "bias": True}
+    bad_arguments = (({"out_channels": 3}, "out_channels must equal in_channels=2"),)
+    cardinality = (({"stride": 2}, (3, 2, 5, 4), (3, 2, 2, 3, 2)),)

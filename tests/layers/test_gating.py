@@ -6,7 +6,7 @@ K > 1 or E = 1.
 """
 
 import math
-from typing import get_args
+from typing import ClassVar, get_args
 
 import pytest
 import torch
@@ -319,19 +319,24 @@ class TestTopKGate(LayerContract):
     """The gate as a module: soft in train(), hard in eval()."""
 
     factory = TopKGate
-    arguments = {"top_k": 2, "soft": "relaxed"}
+    arguments: ClassVar = {"top_k": 2, "soft": "relaxed"}
     example_shape = (3, 4)
-    bad_arguments = [
+    bad_arguments = (
         ({"top_k": 0}, r"top_k must be at least 1, got 0"),
         ({"soft": "hard"}, r"soft must be one of masked, relaxed, straight_through, got 'hard'"),
         ({"temperature": 0.0}, r"temperature must be above 0, got 0.0"),
         ({"temperature": math.nan}, r"temperature must be above 0, got nan"),
-    ]
-    bad_inputs = [
+    )
+    bad_inputs = (
         ((4,), r"logits must have shape \(B, E\), got \(4,\)"),
         ((3, 1), r"top_k must be in \[1, num_experts=1\], got 2"),
-    ]
-    cardinality = [({"top_k": k}, (b, e), (b, e)) for b, e, k in [(0, 4, 2), (1, 1, 1), (9, 16, 16), (2, 3, 1)]]
+    )
+    cardinality = (
+        ({}, (0, 4), (0, 4)),
+        ({"top_k": 1}, (1, 1), (1, 1)),
+        ({"top_k": 16}, (9, 16), (9, 16)),
+        ({"top_k": 1}, (2, 3), (2, 3)),
+    )
 
     @staticmethod
     def features(output: Routing) -> Tensor:

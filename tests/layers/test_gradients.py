@@ -93,7 +93,8 @@ def test_i44_statistics_of_unselected_experts_stay() -> None:
     force_routing(layer, [0.0, 3.0, 1.0, 2.0])
     before = [expert.norm.running_mean.clone() for expert in layer.experts]
     layer(make_images(5, 4, 7, 5))
-    changed = [not torch.equal(mean, expert.norm.running_mean) for mean, expert in zip(before, layer.experts)]
+    after = [expert.norm.running_mean for expert in layer.experts]
+    changed = [not torch.equal(*means) for means in zip(before, after, strict=True)]
     assert changed == [False, True, False, True]
 
 

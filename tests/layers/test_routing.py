@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The router: pooled features to logits, in fp32 whatever surrounds it."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -57,23 +59,23 @@ def test_pooling_of_half_precision_does_not_overflow() -> None:
 
 class TestDynamicRouter(LayerContract):
     factory = DynamicRouter
-    arguments = {"in_channels": 4, "num_experts": 3}
+    arguments: ClassVar = {"in_channels": 4, "num_experts": 3}
     example_shape = (2, 4, 3, 2)
-    bad_arguments = [
+    bad_arguments = (
         ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
         ({"num_experts": 0}, "num_experts must be at least 1, got 0"),
         ({"reduction": -1}, "reduction must be at least 1, got -1"),
-    ]
-    bad_inputs = [
+    )
+    bad_inputs = (
         ((4, 3, 2), r"input must have shape \(B, C, H, W\), got 3 dimensions: \(4, 3, 2\)"),
         ((2, 5, 3, 2), r"input must have in_channels=4 channels, got 5: \(2, 5, 3, 2\)"),
-    ]
-    cardinality = [
+    )
+    cardinality = (
         ({}, (2, 4, 3, 2), (2, 3)),
         ({}, (0, 4, 3, 2), (0, 3)),
         ({"num_experts": 1}, (1, 4, 1, 1), (1, 1)),
         ({"num_experts": 16}, (9, 4, 5, 7), (9, 16)),
-    ]
+    )
 
     def test_feature(self) -> None:
         # One decision an image: where the pixels stand does not matter.

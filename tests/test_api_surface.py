@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public names: none goes unnoticed, each is documented with an example."""
+
+import inspect
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+SURFACE: dict[str, list[str]] = json.loads(Path(__file__).with_name("api_surface.json").read_text())
+NAMES = [(module, name) for module, names in SURFACE.items() for name in names]
+
+
+@pytest.mark.parametrize("module", SURFACE)
+def test_no_name_comes_or_goes_unnoticed(module: str) -> None:
+    public = sorted(import_module(module).__all__)
+    assert public == SURFACE[module], f"update tests/api_surface.json and CHANGELOG.md with what changed in {module}"
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_every_name_has_a_docstring_with_an_example(module: str, name: str) -> None:
+    documentation = inspect.getdoc(getattr(import_module(module), name)) or ""
+    assert "\nExample" in documentation
+    assert ">>> " in documentation
+
+
+@pytest.mark.parametrize("module", SURFACE)
+def test_names_show_in_dir(module: str) -> None:
+    assert set(SURFACE[module]) <= set(dir(import_module(module)))
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="module 'moe_vision' has no attribute 'nonsense'"):
+        import_module("moe_vision").nonsense  # noqa: B018

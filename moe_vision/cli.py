@@ -106,6 +106,8 @@ def _train(options: argparse.Namespace) -> None:
         image_size=options.image_size,
     )
     metrics = Trainer(model, learnt, held_out, options.out, settings).fit()
+    if not metrics:  # another process evaluates and writes
+        return
     _print_metrics(metrics)
     print(f"Written to {options.out}: last.safetensors, best.safetensors, log.jsonl, settings.json")
 
@@ -213,5 +215,5 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"moe-vision: error: {message}", file=sys.stderr)
+    print(f"moe-vision: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moe_vision.data import ImageLike, eval_transform, to_image, undo_letterbox
 from moe_vision.models import YOLOMaster
+from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks import postprocess
 
 BATCH_SIZE = 16
@@ -52,6 +53,7 @@ def predict(
     """
     pixels = [to_image(image) for image in _listed(images)]
     size = model.image_size if image_size is None else image_size
+    check_image_size(size)
     device = next(model.parameters()).device
     transform = eval_transform(size)
     results = []

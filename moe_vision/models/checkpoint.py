@@ -22,6 +22,7 @@ def save_checkpoint(model: YOLOMaster, path: str | Path) -> None:
 
     Raises:
         ValueError: If ``path`` has another ending.
+        OSError: If the file can't be written.
 
     Examples:
         >>> import tempfile
@@ -45,7 +46,10 @@ def save_checkpoint(model: YOLOMaster, path: str | Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # A run that is killed here leaves the previous file whole.
     partial = path.with_suffix(".partial")
-    save_file(weights, partial, metadata=header)
+    try:
+        save_file(weights, partial, metadata=header)
+    except SafetensorError as error:
+        raise OSError(f"checkpoint {path} can't be written: {error}") from error
     partial.replace(path)
 
 
@@ -81,6 +85,6 @@ def load_checkpoint(path: str | Path) -> YOLOMaster:
         config = YOLOMasterConfig.from_json(header["config"])
         model = YOLOMaster(config, json.loads(header["class_names"]), image_size=json.loads(header["image_size"]))
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} does not describe its weights: {error}") from error
     return model.eval()

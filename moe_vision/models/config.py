@@ -48,11 +48,21 @@ class YOLOMasterConfig:
 
     def __post_init__(self) -> None:
         """Check the values and give sequences read from JSON their type."""
-        object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
+        if isinstance(self.kernel_sizes, list):
+            object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
+        for field in fields(self):
+            _check_type(field.name, getattr(self, field.name), field.default)
         check_choice("task", self.task, TASKS)
-        check_positive(num_classes=self.num_classes, num_experts=self.num_experts, reg_max=self.reg_max)
+        check_positive(num_classes=self.num_classes, max_channels=self.max_channels, num_experts=self.num_experts)
+        for name, factor in {"depth": self.depth, "width": self.width}.items():
+            if not 0 < factor < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {factor}")
         check_top_k(self.top_k, self.num_experts)
         check_kernel_sizes(self.kernel_sizes)
+        if len(self.kernel_sizes) != self.num_experts:
+            raise ValueError(f"kernel_sizes must name num_experts={self.num_experts} sizes, got {self.kernel_sizes}")
+        if self.reg_max < 1 + self.dfl:
+            raise ValueError(f"reg_max must be at least 1, and 2 with dfl, got {self.reg_max}")
 
     def channels(self, base: int) -> int:
         """Scale a number of channels, rounded up to a multiple of 8."""
@@ -76,10 +86,17 @@ class YOLOMasterConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"configuration has unknown fields {unknown}; known are {sorted(known)}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"configuration holds a value of a wrong type: {error}") from error
+        return cls(**values)
+
+
+def _check_type(name: str, value: object, default: object) -> None:
+    """Raise ValueError unless a field holds what its default is an example of; whole numbers pass as floats."""
+    kind = type(default)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if isinstance(value, tuple):
+        fits = fits and all(type(item) is int for item in value)
+    if not fits:
+        raise ValueError(f"{name} must be a value like {default!r}, got {value!r}")
 
 
 TASKS = ("detect",)

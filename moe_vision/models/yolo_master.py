@@ -44,8 +44,7 @@ class YOLOMaster(nn.Module):
         names = tuple(str(i) for i in range(config.num_classes)) if class_names is None else tuple(class_names)
         if len(names) != config.num_classes:
             raise ValueError(f"class_names must name num_classes={config.num_classes} classes, got {len(names)}")
-        if image_size < STRIDES[-1] or image_size % STRIDES[-1]:
-            raise ValueError(f"image_size must be a multiple of {STRIDES[-1]}, got {image_size}")
+        check_image_size(image_size)
         self.config = config
         self.class_names = names
         self.image_size = image_size
@@ -105,6 +104,12 @@ def list_models() -> list[str]:
         ['yolo_master_n']
     """
     return sorted(SCALES)
+
+
+def check_image_size(image_size: int) -> None:
+    """Raise ValueError unless the network takes square images of this side in pixels."""
+    if image_size < STRIDES[-1] or image_size % STRIDES[-1]:
+        raise ValueError(f"image_size must be a multiple of {STRIDES[-1]}, got {image_size}")
 
 
 def _check_images(images: Tensor) -> None:

@@ -23,8 +23,8 @@ def detect_loss(
     Args:
         model: The network whose forward gave ``maps``; the balance of its experts is read from it.
         maps: Raw maps of B images.
-        targets: For each image ``boxes`` (M, 4), xyxy in pixels of the network's input, and ``labels`` (M,), int64
-            in [0, num_classes); M may be 0.
+        targets: For each image ``boxes`` (M, 4), float32, xyxy in pixels of the network's input, and ``labels`` (M,),
+            int64 in [0, num_classes); M may be 0.
         balance: Weight of the load-balancing loss, see `moe_vision.auxiliary_loss`.
 
     Shape:
@@ -75,6 +75,8 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], *, batch: int, num_cl
             raise ValueError(
                 f"{name} must have boxes (M, 4) and labels (M,), got {tuple(boxes.shape)} and {tuple(labels.shape)}"
             )
+        if boxes.dtype != torch.float32:
+            raise ValueError(f"{name}['boxes'] must be float32, got {boxes.dtype}")
         if labels.dtype != torch.int64:
             raise ValueError(f"{name}['labels'] must be int64, got {labels.dtype}")
         if wrong := [label for label in labels.tolist() if not 0 <= label < num_classes]:

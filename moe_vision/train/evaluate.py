@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from moe_vision.data import DetectionPipeline, DetectionSource, build_loader, undo_letterbox
 from moe_vision.diagnostics import ExpertUsage
+from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks import postprocess
 
 METRICS = ("map", "map50", "map75", "map_small", "map_medium", "map_large")
@@ -34,7 +35,7 @@ def evaluate(
     Args:
         model: A detector; it is put into eval mode and left there.
         source: Images with boxes and labels.
-        image_size: Side to which images are letterboxed, in pixels.
+        image_size: Side to which images are letterboxed, in pixels, a multiple of 32.
         batch_size: Images a forward.
         num_workers: Processes that load images.
         progress: Show a progress bar.
@@ -43,6 +44,9 @@ def evaluate(
         ``map`` (50:95), ``map50``, ``map75``, ``map_small``, ``map_medium``, ``map_large``, each in [0, 1] (-1 where
         there is no object of the size), ``class_map`` by class name, and ``experts``: the share of selections of each
         expert by the name of its layer.
+
+    Raises:
+        ValueError: If ``image_size`` is not a multiple of 32.
 
     Examples:
         >>> from moe_vision import create_model
@@ -53,6 +57,7 @@ def evaluate(
         >>> evaluate(model, scenes, image_size=64)["map"] < 0.1
         True
     """
+    check_image_size(image_size)
     model.eval()
     device = next(model.parameters()).device
     loader = build_loader(DetectionPipeline(source, image_size), batch_size, num_workers=num_workers)

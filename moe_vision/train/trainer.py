@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -74,6 +75,7 @@ class Trainer:
         self.val_data = val_data
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
+        AcceleratorState._reset_state()  # it outlives a run, and would hold the next to the same precision
         self.accelerator = Accelerator(mixed_precision=settings.precision)
         self.pipeline = DetectionPipeline(
             train_data, settings.image_size, augment=True, mosaic=settings.mosaic, seed=settings.seed
@@ -99,10 +101,14 @@ class Trainer:
         self.step = 0
 
     def fit(self) -> dict[str, Any]:
-        """Train all epochs and return the metrics of the last evaluation (none without ``val_data``)."""
+        """Train all epochs and return the metrics of the last evaluation.
+
+        They are empty without ``val_data``, and in all processes but the main one, which evaluates.
+        """
         settings, metrics, best = self.settings, {}, -1.0
-        (self.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-        (self.out / "log.jsonl").write_text("")
+        if self.accelerator.is_main_process:
+            (self.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
+            (self.out / "log.jsonl").write_text("")
         for epoch in range(settings.epochs):
             start = time.perf_counter()
             line = {"epoch": epoch + 1, **self._train_epoch(epoch)}
@@ -124,7 +130,7 @@ class Trainer:
         closed = epoch >= settings.epochs - settings.close_mosaic
         self.pipeline.set_epoch(epoch, mosaic=0.0 if closed else settings.mosaic)
         self.model.train()
-        usage = ExpertUsage(self.model)
+        usage = ExpertUsage(self.accelerator.unwrap_model(self.model))
         sums: Counter[str] = Counter()
         skipped = 0
         bar = tqdm(
@@ -134,9 +140,10 @@ class Trainer:
             terms, applied = self._train_step(images, targets)
             usage.update()
             skipped += not applied
-            sums.update({name: term.item() for name, term in terms.items()})
+            sums.update({name: term.item() if applied else 0.0 for name, term in terms.items()})
             bar.set_postfix_str(" ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
-        losses = {name: total / len(self.loader) for name, total in sums.items()}
+        steps = len(self.loader) - skipped
+        losses = {name: total / steps if steps else None for name, total in sums.items()}
         lr = self.optimizer.param_groups[0]["lr"]
         return {"step": self.step, "lr": lr, "loss": losses, "skipped_steps": skipped, "experts": usage.shares()}
 
@@ -154,8 +161,15 @@ class Trainer:
             self.optimizer.step()
         if applied:
             self.ema.update(model, step=self.step)
+        else:
+            self._restore_statistics(model)
         self.optimizer.zero_grad()
         return {name: term.detach() for name, term in terms.items()}, applied
+
+    def _restore_statistics(self, model: YOLOMaster) -> None:
+        """Give the norms their averaged statistics, for the forward of a step left out has spoilt their own."""
+        for buffer, averaged in zip(model.buffers(), self.ema.module.buffers(), strict=True):
+            buffer.copy_(averaged)
 
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the averaged weights on the main process, while the others wait."""

@@ -82,7 +82,7 @@ def comparison_sheet(
     tiles = []
     for image, truth, detections in zip(images, truths, found, strict=True):
         scale = size / max(image.shape[1:])
-        large = F.resize(image, [round(side * scale) for side in image.shape[1:]], antialias=True)
+        large = F.resize(image, [max(1, round(side * scale)) for side in image.shape[1:]], antialias=True)
         canvas = torch.full((3, size, size), 255, dtype=torch.uint8)
         for objects in (truth, detections):
             drawn = draw_detections(large, {**objects, "boxes": objects["boxes"] * scale}, class_names)

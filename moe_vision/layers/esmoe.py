@@ -35,7 +35,8 @@ class ESMoE(nn.Module):
         expert: ``separable`` (the paper's: depthwise, pointwise, norm, activation) or ``depthwise`` (linear, for
             swapping into other networks; in eval the chosen kernels merge into one convolution).
         soft: Weights in training: ``masked``, ``relaxed`` or ``straight_through``, see `soft_top_k`.
-        dispatch: Executor of the mixture: ``auto``, ``dense``, ``grouped``, ``per_image`` or ``static``.
+        dispatch: Executor of the mixture: ``auto``, ``dense``, ``grouped``, ``per_image`` or ``static``; in training
+            with another ``soft`` than ``masked`` every expert takes part, and it is ``dense``.
         shared_expert: Add a pointwise convolution, norm and activation that runs for every image.
         residual: Add the input to the output; needs stride 1 and equal channels.
         bias: Give depthwise experts a bias.
@@ -133,7 +134,9 @@ class ESMoE(nn.Module):
         routing = self.gate(self.router(x))
         if not torch.compiler.is_exporting():
             self.routing = routing
-        y = mixture(x, routing, self.experts, self.dispatch)
+        # Unselected experts have a part in the other soft modes: a weight in one, a gradient in both.
+        all_take_part = self.training and self.gate.soft != "masked"
+        y = mixture(x, routing, self.experts, "dense" if all_take_part else self.dispatch)
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
         y = self.act(self.norm(y))

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A detector with the weights of the reference measurements: random, but with life in every layer."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_vision import create_model
+from moe_vision.models import YOLOMaster
+from tests.reference_weights import fill
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+RELEASED = {"num_experts": 3, "top_k": 3, "kernel_sizes": (3, 5, 7)}
+
+
+def reference_detector(**settings: Any) -> YOLOMaster:
+    """Build the released network in eval and fill it by rule, the entries of both in the same order."""
+    model = create_model("yolo_master_n", **{**RELEASED, **settings})
+    shapes = {key: tuple(shape) for key, shape in reference_facts()["state_dict"].items() if "dfl" not in key}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name != "head.bins"}
+    state = {
+        name: torch.from_numpy(fill(key, shape)).reshape(tensor.shape)
+        for (name, tensor), (key, shape) in zip(own.items(), shapes.items(), strict=True)
+    }
+    model.load_state_dict({**state, "head.bins": model.head.bins})
+    return model.eval()
+
+
+@cache
+def reference_facts() -> dict[str, Any]:
+    return json.loads((FIXTURES / "det-n.json").read_text())
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()

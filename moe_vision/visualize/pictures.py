@@ -46,7 +46,9 @@ def draw_detections(
         detections["boxes"],
         labels=captions if text else None,
         colors=[COLOURS[label % len(COLOURS)] for label in labels],
-        width=max(1, round(max(image.shape[1:]) / 300)),
+        width=max(2, round(max(image.shape[1:]) / 300)),
+        label_colors="white",
+        fill_labels=True,
     )
     return drawn
 

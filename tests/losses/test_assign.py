@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task-aligned assignment, with the arithmetic by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moe_vision.losses.assign import task_aligned_assign
+
+# CIoU of [0, 0, 16, 16] with its upper half [0, 0, 16, 8]: IoU = 1/2; the centres are 4 apart and the diagonal of the
+# enclosing box is sqrt(512): -16/512; the shapes differ by v = 4/pi^2 (atan 1 - atan 2)^2 = 0.041956, weighted by
+# v / (1 - IoU + v) = 0.077417: 0.5 - 0.03125 - 0.003248 = 0.465502.
+HALF = 0.465502
+
+
+def grid(side: int, stride: int = 8) -> Tensor:
+    """Centres of side x side cells, row by row."""
+    centres = (torch.arange(side) + 0.5) * stride
+    return torch.cartesian_prod(centres, centres).flip(1)
+
+
+def test_points_answer_only_if_strictly_inside() -> None:
+    points = torch.tensor([[4.0, 4.0], [12.0, 12.0], [20.0, 12.0], [24.0, 12.0], [12.0, 8.0], [28.0, 12.0]])
+    objects = torch.tensor([[8.0, 8.0, 24.0, 24.0]])
+    assigned = task_aligned_assign(torch.ones(6, 1), objects.expand(6, 4), points, objects, torch.tensor([0]))
+    # The first and last lie outside, the fourth on the right side, the fifth on the top.
+    assert assigned.points.tolist() == [1, 2]
+    assert assigned.objects.tolist() == [0, 0]
+
+
+def test_the_ten_best_aligned_points_answer() -> None:
+    points, objects = grid(4), torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    scores = torch.linspace(0.1, 1.6, 16).div(1.6)[torch.randperm(16)].unsqueeze(1)
+    assigned = task_aligned_assign(scores, objects.expand(16, 4), points, objects, torch.tensor([0]))
+    best = scores[:, 0].argsort(descending=True)[:10]
+    assert assigned.points.tolist() == sorted(best.tolist())
+    # All boxes are exact, so the alignment is the root of the score; the best score is 1 and the best CIoU is 1.
+    torch.testing.assert_close(assigned.quality, scores[assigned.points, 0].sqrt())
+
+
+def test_alignment_reads_the_score_of_the_object_s_class() -> None:
+    points, objects = grid(4), torch.tensor([[0.0, 0.0, 32.0, 32.0]])
+    scores = torch.zeros(16, 3)
+    scores[:12, 0], scores[4:14, 2] = 1.0, 0.5
+    assigned = task_aligned_assign(scores, objects.expand(16, 4), points, objects, torch.tensor([2]))
+    assert assigned.points.tolist() == list(range(4, 14))
+
+
+def test_a_contested_point_goes_to_the_higher_ciou() -> None:
+    objects = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 16.0, 8.0]])
+    # The prediction is exactly the second object, though its score is for the first:
+    # alignment 1^0.5 HALF^6 = 0.010 with the first, (1e-6)^0.5 1^6 = 0.001 with the second.
+    scores = torch.tensor([[1.0, 1e-6]])
+    assigned = task_aligned_assign(scores, objects[1:], torch.tensor([[8.0, 4.0]]), objects, torch.tensor([0, 1]))
+    assert assigned.objects.tolist() == [1]
+    assert assigned.quality.tolist() == [1.0]  # its best point gets its best CIoU
+
+
+def test_quality_is_the_alignment_scaled_to_the_best_ciou_of_the_object() -> None:
+    points, objects = torch.tensor([[8.0, 4.0], [8.0, 12.0]]), torch.tensor([[0.0, 0.0, 16.0, 16.0]])
+    boxes, scores = torch.tensor([[0.0, 0.0, 16.0, 16.0], [0.0, 0.0, 16.0, 8.0]]), torch.tensor([[0.25], [1.0]])
+    assigned = task_aligned_assign(scores, boxes, points, objects, torch.tensor([0]))
+    # Alignments 0.25^0.5 * 1^6 = 0.5 and 1 * HALF^6 = 0.0101749; divided by the best and times the best CIoU, 1.
+    assert assigned.quality.tolist() == pytest.approx([1.0, 0.0101749 / 0.5], rel=1e-4)
+    # Without the exact one the best CIoU is HALF.
+    alone = task_aligned_assign(scores[1:], boxes[1:], points[1:], objects, torch.tensor([0]))
+    assert alone.quality.tolist() == pytest.approx([HALF], rel=1e-5)
+
+
+def test_predictions_far_from_the_object_still_answer_without_weight() -> None:
+    points, objects = torch.tensor([[8.0, 8.0]]), torch.tensor([[0.0, 0.0, 16.0, 16.0]])
+    far = torch.tensor([[500.0, 500.0, 510.0, 510.0]])
+    assigned = task_aligned_assign(torch.full((1, 1), 0.5), far, points, objects, torch.tensor([0]))
+    assert assigned.points.tolist() == [0]
+    assert assigned.quality.tolist() == [0.0]
+
+
+def test_no_objects_and_objects_between_the_points() -> None:
+    points = grid(4)
+    scores, boxes = torch.rand(16, 2), torch.rand(16, 4)
+    none = task_aligned_assign(scores, boxes, points, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    between = task_aligned_assign(scores, boxes, points, torch.tensor([[5.0, 5.0, 11.0, 11.0]]), torch.tensor([1]))
+    for assigned in (none, between):
+        assert [part.shape for part in assigned] == [(0,), (0,), (0,)]
+        assert assigned.points.dtype == assigned.objects.dtype == torch.int64
+
+
+@given(seed=st.integers(0, 2**16), num_objects=st.integers(0, 30))
+def test_rules_hold_for_any_predictions(seed: int, num_objects: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    points = grid(8)
+
+    def random_boxes(count: int) -> Tensor:
+        corners = torch.rand(count, 2, 2, generator=generator).mul(64).sort(dim=1).values
+        return torch.cat([corners[:, 0], corners[:, 1] + 1], dim=1)
+
+    objects, boxes = random_boxes(num_objects), random_boxes(64)
+    labels = torch.randint(3, (num_objects,), generator=generator)
+    assigned = task_aligned_assign(torch.rand(64, 3, generator=generator), boxes, points, objects, labels)
+    assert assigned.points.unique().numel() == assigned.points.numel()
+    assert ((assigned.quality >= 0) & (assigned.quality <= 1)).all()
+    assert (torch.bincount(assigned.objects, minlength=num_objects) <= 10).all()
+    owners, centres = objects[assigned.objects], points[assigned.points]
+    assert ((centres > owners[:, :2]) & (centres < owners[:, 2:])).all()

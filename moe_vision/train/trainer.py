@@ -23,7 +23,7 @@ from moe_vision.data import DetectionPipeline, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.models import YOLOMaster, save_checkpoint
 from moe_vision.tasks import detect_loss
-from moe_vision.train.evaluate import evaluate
+from moe_vision.train.evaluation import evaluate
 from moe_vision.train.settings import TrainSettings
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and plots; the plots need the extra ``visualize``."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from moe_vision.visualize.pictures import comparison_sheet, draw_detections, save_picture
@@ -10,11 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_sheet", "draw_detections", "plot_routing", "plot_training", "save_picture"]
 
+# Pictures need no matplotlib; what does is loaded when it is used.
+_LAZY = {"plot_routing": "plots", "plot_training": "plots"}
+
 
 def __getattr__(name: str) -> Any:
-    # Pictures need no matplotlib; what does is loaded when it is used.
-    if name not in ("plot_routing", "plot_training"):
+    if name not in _LAZY:
         raise AttributeError(f"module 'moe_vision.visualize' has no attribute {name!r}")
-    from moe_vision.visualize import plots
-
-    return getattr(plots, name)
+    return getattr(import_module(f"moe_vision.visualize.{_LAZY[name]}"), name)

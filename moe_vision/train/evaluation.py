@@ -88,7 +88,7 @@ def coco_metrics(
 
     Examples:
         >>> import torch
-        >>> from moe_vision.train.evaluate import coco_metrics
+        >>> from moe_vision.train.evaluation import coco_metrics
         >>> truth = {"boxes": torch.tensor([[0.0, 0.0, 50.0, 50.0]]), "labels": torch.tensor([0])}
         >>> round(coco_metrics([truth], [{**truth, "scores": torch.tensor([0.9])}], ("cell",))["map"], 3)
         1.0

@@ -64,7 +64,9 @@ def predict(
             chunk = pixels[start : start + BATCH_SIZE]
             batch = torch.stack([transform(image) for image in chunk]).to(device)
             found = postprocess(model(batch), score=score, iou=iou, max_detections=max_detections)
-            results += [_in_original(one, image, size) for one, image in zip(found, chunk, strict=True)]
+            for one, image in zip(found, chunk, strict=True):
+                height, width = image.shape[1:]
+                results.append(in_original(one, height, width, size))
     finally:
         model.train(training)
     return results
@@ -76,7 +78,8 @@ def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
 
 
-def _in_original(detections: dict[str, Tensor], image: Tensor, size: int) -> dict[str, Tensor]:
-    height, width = image.shape[1:]
-    boxes = undo_letterbox(detections["boxes"], height, width, size)
-    return {name: value.cpu() for name, value in {**detections, "boxes": boxes}.items()}
+def in_original(objects: dict[str, Tensor], height: int, width: int, size: int) -> dict[str, Tensor]:
+    """Take objects from the letterboxed square to the height x width image, without those in the border, to the CPU."""
+    boxes = undo_letterbox(objects["boxes"], height, width, size)
+    visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    return {name: value[visible].cpu() for name, value in {**objects, "boxes": boxes}.items()}

@@ -9,8 +9,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from moe_vision.data import DetectionPipeline, DetectionSource, build_loader, undo_letterbox
+from moe_vision.data import DetectionPipeline, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
+from moe_vision.inference import in_original
 from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks import postprocess
 
@@ -68,8 +69,10 @@ def evaluate(
         detections = postprocess(model(images.to(device)), score=0.001)
         usage.update()
         for target, detection in zip(targets, detections, strict=True):
-            truths.append(_in_original(target, target["size"], image_size))
-            found.append(_in_original(detection, target["size"], image_size))
+            height, width = target["size"]
+            objects = {"boxes": target["boxes"], "labels": target["labels"]}
+            truths.append(in_original(objects, height, width, image_size))
+            found.append(in_original(detection, height, width, image_size))
     return {**coco_metrics(truths, found, source.classes), "experts": usage.shares()}
 
 
@@ -107,11 +110,6 @@ def coco_metrics(
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # (IoU, recall, class), all sizes, most detections
     by_class = {name: _mean(precision[:, :, label]) for label, name in enumerate(classes)}
     return {**dict(zip(METRICS, map(float, evaluation.stats[:6]), strict=True)), "class_map": by_class}
-
-
-def _in_original(target: dict[str, Any], size: tuple[int, int], image_size: int) -> dict[str, Tensor]:
-    boxes = undo_letterbox(target["boxes"].cpu(), *size, image_size)
-    return {**{key: target[key].cpu() for key in ("scores", "labels") if key in target}, "boxes": boxes}
 
 
 def _annotations(objects: list[dict[str, Tensor]]) -> list[dict[str, Any]]:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prediction: every kind of input, boxes in the pixels of the original image, errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from moe_vision import predict
+from moe_vision.data import eval_transform
+from moe_vision.models import YOLOMaster
+from moe_vision.tasks import postprocess
+from tests.models.reference_detector import busy_detector
+
+LIMITS = {"score": 0.5, "iou": 0.5, "max_detections": 50}
+
+
+@pytest.fixture(scope="module")
+def model() -> YOLOMaster:
+    return busy_detector()
+
+
+def photo(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8))
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found["labels"], expected["labels"])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "left", "top"),
+    [(64, 64, 1.0, 0, 0), (40, 80, 0.8, 0, 16), (128, 32, 0.5, 24, 0), (20, 15, 3.2, 8, 0)],
+)
+def test_boxes_are_in_pixels_of_the_image(
+    model: YOLOMaster, height: int, width: int, scale: float, left: int, top: int
+) -> None:
+    image = photo(height, width)
+    (found,) = predict(model, image, **LIMITS)
+    # By hand: what the network sees is the image times `scale`, moved by (left, top) to the centre of 64 x 64.
+    with torch.inference_mode():
+        (square,) = postprocess(model(eval_transform(64)(image)[None]), **LIMITS)
+    boxes = (square["boxes"] - torch.tensor([left, top, left, top])) / scale
+    x, y = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+    expected = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+    visible = (expected[:, 0] < expected[:, 2]) & (expected[:, 1] < expected[:, 3])
+    assert visible.sum() > 5
+    assert_equal(found, {name: part[visible] for name, part in {**square, "boxes": expected}.items()})
+
+
+def test_what_lies_in_the_grey_border_is_no_detection(model: YOLOMaster) -> None:
+    image = photo(8, 64)  # in rows 28 to 36 of the square
+    with torch.inference_mode():
+        (square,) = postprocess(model(eval_transform(64)(image)[None]), score=0.5)
+    (found,) = predict(model, image, score=0.5)
+    in_image = (square["boxes"][:, 1] < 36) & (square["boxes"][:, 3] > 28)
+    assert 0 < in_image.sum() < len(in_image)
+    assert torch.equal(found["labels"], square["labels"][in_image])
+    assert (found["boxes"][:, 2:] > found["boxes"][:, :2]).all()
+
+
+def test_every_kind_of_image_gives_the_same(model: YOLOMaster, tmp_path: Path) -> None:
+    image = photo(40, 60)
+    pixels = image.permute(1, 2, 0).numpy()
+    path = tmp_path / "image.png"
+    Image.fromarray(pixels).save(path)
+    (expected,) = predict(model, image, **LIMITS)
+    for kind in (path, str(path), pixels, image.float() / 255, (image.double() / 255).requires_grad_(), [image]):
+        (found,) = predict(model, kind, **LIMITS)
+        assert_equal(found, expected)
+
+
+def test_several_images_of_any_size_and_kind(model: YOLOMaster) -> None:
+    images = [photo(40, 60), photo(64, 64, seed=1), photo(90, 30, seed=2).permute(1, 2, 0).numpy()] * 6
+    together = predict(model, images, **LIMITS)  # more than one batch
+    assert len(together) == 18
+    for index in (0, 1, 2, 17):
+        assert_equal(together[index], predict(model, images[index], **LIMITS)[0])
+
+
+def test_a_batch_is_a_list(model: YOLOMaster) -> None:
+    batch = torch.stack([photo(40, 60, seed) for seed in range(3)])
+    found = predict(model, batch, **LIMITS)
+    assert len(found) == 3
+    for one, image in zip(found, batch, strict=True):
+        assert_equal(one, predict(model, image, **LIMITS)[0])
+
+
+def test_no_images(model: YOLOMaster) -> None:
+    assert predict(model, []) == []
+
+
+def test_limits_reach_the_post_processing(model: YOLOMaster) -> None:
+    image = photo(64, 64)
+    (few,) = predict(model, image, score=0.5, max_detections=3)
+    assert len(few["scores"]) == 3
+    assert (few["scores"].diff() <= 0).all()
+    (high,) = predict(model, image, score=0.9)
+    assert (high["scores"] > 0.9).all()
+
+
+def test_image_size_may_be_chosen(model: YOLOMaster) -> None:
+    image = photo(128, 128)
+    (found,) = predict(model, image, **LIMITS, image_size=128)
+    with torch.inference_mode():
+        (expected,) = postprocess(model(image[None] / 255), **LIMITS)
+    assert_equal(found, {**expected, "boxes": expected["boxes"].clamp(0, 128)})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_restored_also_after_an_error(model: YOLOMaster, training: bool) -> None:
+    model.train(training)
+    try:
+        predict(model, photo(64, 64), **LIMITS)
+        assert model.training is training
+        with pytest.raises(ValueError, match="score"):
+            predict(model, photo(64, 64), score=2.0)
+        assert model.training is training
+        statistics = model.backbone.stem.norm.num_batches_tracked.item()
+        assert statistics == 0  # no training forward happened
+    finally:
+        model.eval()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((3, 40, 40), float("nan")), r"must be finite and in \[0, 1\] for a float tensor, got \[nan, nan\]"),
+        (torch.full((3, 40, 40), 255.0), r"got \[255, 255\]; scale 0 to 255 down"),
+        (torch.zeros(3, 40, 40, dtype=torch.int64), "must be a tensor of uint8 or of floats"),
+        (torch.zeros(40, 40), r"must be a tensor \(3, H, W\), got \(40, 40\)"),
+        (torch.zeros(1, 4, 40, 40), r"must be a tensor \(3, H, W\), got \(4, 40, 40\)"),
+        (np.zeros((40, 40), np.uint8), r"must be an array \(H, W, 3\) of uint8, got \(40, 40\)"),
+        (np.zeros((40, 40, 3)), "got .* of float64"),
+        ([photo(40, 40), torch.zeros(3, 0, 40)], r"must be a tensor \(3, H, W\), got \(3, 0, 40\)"),
+    ],
+)
+def test_images_that_are_none(model: YOLOMaster, image: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"image must .*{message}|image {message}"):
+        predict(model, image)
+
+
+def test_files_that_are_no_images(model: YOLOMaster, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        predict(model, tmp_path / "none.jpg")
+    broken, cut = tmp_path / "broken.jpg", tmp_path / "cut.png"
+    broken.write_bytes(b"no image")
+    Image.fromarray(photo(64, 64).permute(1, 2, 0).numpy()).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    for path in (broken, cut):
+        with pytest.raises(ValueError, match=f"must be a readable image, got '{path}'"):
+            predict(model, path)
+
+
+@pytest.mark.parametrize("size", [0, -32, 100])
+def test_bad_image_size(model: YOLOMaster, size: int) -> None:
+    with pytest.raises(ValueError, match=f"image_size must be a multiple of 32, got {size}"):
+        predict(model, photo(64, 64), image_size=size)

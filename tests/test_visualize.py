@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and plots: what is drawn where, and files that can be opened."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from moe_vision.visualize import comparison_sheet, draw_detections, plot_routing, plot_training, save_picture
+
+EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+BLUE, RED = (0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77)  # colours of the first two classes
+
+
+def black(height: int = 48, width: int = 64) -> Tensor:
+    return torch.zeros(3, height, width, dtype=torch.uint8)
+
+
+def found(boxes: list[list[float]], labels: list[int]) -> dict[str, Tensor]:
+    return {"boxes": torch.tensor(boxes), "labels": torch.tensor(labels), "scores": torch.full((len(labels),), 0.5)}
+
+
+def test_boxes_are_drawn_in_the_colour_of_their_class() -> None:
+    image = black()
+    detections = found([[10.0, 10.0, 30.0, 40.0], [40.0, 5.0, 60.0, 20.0]], [0, 1])
+    drawn = draw_detections(image, detections, ["cat", "dog"], text=False)
+    assert tuple(drawn[:, 25, 10].tolist()) == tuple(drawn[:, 40, 20].tolist()) == BLUE
+    assert tuple(drawn[:, 5, 50].tolist()) == RED
+    assert not drawn[:, 12:38, 12:28].any()
+    assert not drawn[:, :, :9].any()
+    assert not image.any()  # the input is left alone
+
+
+def test_class_and_score_are_written() -> None:
+    detections = found([[4.0, 4.0, 60.0, 44.0]], [0])
+    plain = draw_detections(black(), detections, ["cat"], text=False)
+    written = draw_detections(black(), detections, ["cat"])
+    assert (written != plain).any()
+    assert (written != draw_detections(black(), {**detections, "scores": torch.tensor([0.75])}, ["cat"])).any()
+
+
+def test_no_detections_and_more_classes_than_colours() -> None:
+    assert not draw_detections(black(), EMPTY, ["cat"]).any()
+    many = found([[1.0, 1.0, 40.0, 40.0]], [17])
+    assert draw_detections(black(), many, [str(label) for label in range(18)]).any()
+
+
+def test_sheet_lays_truth_beside_detections() -> None:
+    images = [black(40, 80), black(64, 64), black(3, 700)]
+    truths = [found([[10.0, 10.0, 40.0, 30.0]], [1]), EMPTY, EMPTY]
+    sheet = comparison_sheet(images, truths, [EMPTY] * 3, ["cat", "dog"], size=80)
+    # Two pairs a row: two rows of four tiles of 80, each with a border of 4.
+    assert sheet.shape == (3, 2 * 84 + 4, 4 * 84 + 4)
+    first, second = sheet[:, 4:84, 4:84], sheet[:, 4:84, 88:168]
+    assert tuple(first[:, 20, 10].tolist()) == RED
+    assert not second[:, :40].any()
+    assert (second[:, 41:] == 255).all()  # beside the image
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_saved_pictures_open(tmp_path: Path, suffix: str) -> None:
+    picture = torch.full((3, 8, 16), 200, dtype=torch.uint8)
+    save_picture(picture, tmp_path / f"picture.{suffix}")
+    with Image.open(tmp_path / f"picture.{suffix}") as image:
+        assert image.size == (16, 8)
+        assert abs(image.convert("RGB").getpixel((8, 4))[0] - 200) <= 2
+
+
+LOG: list[dict[str, Any]] = [
+    {"epoch": 1, "loss": {"box": 5.0, "class": 2.0}},
+    {"epoch": 2, "loss": {"box": None, "class": None}},  # no step was taken
+    {"epoch": 3, "loss": {"box": 4.0, "class": 1.0}, "metrics": {"map": 0.1, "map50": 0.2}},
+]
+
+
+@pytest.mark.parametrize("log", [LOG, LOG[:1]], ids=["with metrics", "without"])
+def test_plot_of_training(tmp_path: Path, log: list[dict[str, Any]]) -> None:
+    plot_training(log, tmp_path / "training.png")
+    with Image.open(tmp_path / "training.png") as image:
+        assert image.width > image.height > 300
+
+
+def test_plot_of_routing(tmp_path: Path) -> None:
+    shares = {"few": {"a": [0.5, 0.5], "b": [1.0, 0.0]}, "many": {"a": [0.1, 0.9], "b": [0.4, 0.6]}}
+    plot_routing(shares, tmp_path / "routing.svg", title="objects")
+    text = (tmp_path / "routing.svg").read_text()
+    assert text.startswith("<?xml")
+    assert text.count("expert") >= 2
+
+
+def test_pictures_do_not_load_matplotlib() -> None:
+    code = "import sys, moe_vision.visualize; assert 'matplotlib' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

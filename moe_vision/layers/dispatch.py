@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_vision._types import DispatchMode
+from moe_vision.layers.checks import check_choice
 from moe_vision.layers.experts import DepthwiseExperts
 from moe_vision.layers.routing import Routing
 
@@ -137,6 +138,9 @@ def mixture(x: Tensor, routing: Routing, experts: DepthwiseExperts, mode: Dispat
     Shape:
         - Output: (B, C_out, H', W')
 
+    Raises:
+        ValueError: If ``mode`` is unknown.
+
     Examples:
         >>> import torch
         >>> from moe_vision.layers import DepthwiseExperts, TopKGate, dispatch
@@ -144,6 +148,7 @@ def mixture(x: Tensor, routing: Routing, experts: DepthwiseExperts, mode: Dispat
         >>> dispatch.mixture(torch.rand(3, 8, 6, 6), routing, DepthwiseExperts(8).eval()).shape
         torch.Size([3, 8, 6, 6])
     """
+    check_choice("dispatch", mode, DISPATCH_MODES)
     executor = _choose(x, routing, experts) if mode == "auto" else EXECUTORS[mode]
     return executor(x, routing, experts)
 

@@ -277,3 +277,12 @@ def test_mixture_by_name() -> None:
     expected = dispatch.dense(x, routing, layer.experts)
     for mode in MODES:
         assert_same(dispatch.mixture(x, routing, layer.experts, mode), expected)
+
+
+def test_unknown_executor_set_later() -> None:
+    layer = make_layer()
+    layer.dispatch = "sparse"  # type: ignore[assignment]
+    with pytest.raises(
+        ValueError, match="dispatch must be one of auto, dense, grouped, per_image, static, got 'sparse'"
+    ):
+        layer(make_images(1, 4, 5, 5))

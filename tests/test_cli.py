@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, in processes of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moe_vision import create_model, predict
+from moe_vision.cli import main
+from moe_vision.models import load_checkpoint, save_checkpoint
+from tests.data.conftest import VOCFolder
+from tests.models.reference_detector import busy_detector
+
+COMMANDS = ("demo", "train", "val", "predict")
+
+
+class Run(NamedTuple):
+    """What a finished command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: object) -> Run:
+    command = [sys.executable, "-m", "moe_vision", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+def complaint(arguments: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail in this process, and return its one line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("moe-vision: ")]
+    return line
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """A VOC folder with a cell in each of 12 images, 4 of them for validation, and four broken items."""
+    folder = VOCFolder(tmp_path / "cells")
+    names = [f"cell{index:02d}" for index in range(12)]
+    for index, name in enumerate(names):
+        folder.image(name)
+        folder.xml(name, [("cell", (4 + index, 3, 32 + index, 27))])
+    folder.xml(names[0], [("cell", (4, 3, 32, 27)), ("cell", (30, 10, 30, 40))])  # the second has no width
+    folder.xml("gone", [("cell", (1, 1, 9, 9))])
+    folder.image("torn")
+    folder.raw_xml("torn", b"<annotation><object>")
+    folder.image("noise").write_bytes(b"no image")
+    folder.xml("noise", [("cell", (1, 1, 9, 9))])
+    folder.split("train", [*names[:8], "gone", "torn", "noise"])
+    folder.split("val", names[8:])
+    return folder.root
+
+
+@pytest.fixture
+def busy(tmp_path: Path) -> tuple[Path, Path]:
+    """Weights, and a VOC folder that holds what the detector of those weights finds in two images."""
+    model, weights, folder = busy_detector(), tmp_path / "busy.safetensors", VOCFolder(tmp_path / "busy")
+    save_checkpoint(model, weights)
+    for seed, name in enumerate(("wide", "tall")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+        pixels = pixels.swapaxes(0, 1) if name == "wide" else pixels
+        Image.fromarray(pixels).save(folder.root / "JPEGImages" / f"{name}.png")
+        (found,) = predict(model, np.ascontiguousarray(pixels), score=0.5, max_detections=20)
+        labels = [model.class_names[label] for label in found["labels"].tolist()]
+        folder.xml(name, list(zip(labels, found["boxes"].tolist(), strict=True)), filename=f"{name}.png")
+    folder.split("val", ["wide", "tall"])
+    return weights, folder.root
+
+
+def test_help() -> None:
+    done = run("--help")
+    assert done.code == 0
+    assert all(command in done.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "--" in capsys.readouterr().out
+
+
+def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["val", "none.safetensors", "--data", "none"], "checkpoint none.safetensors does not exist"),
+        (["predict", "none.safetensors", "a.jpg"], "checkpoint none.safetensors does not exist"),
+        (["train", "--data", "none"], "split must name a list in none/ImageSets/Main (existing: none), got 'train'"),
+        (["train", "--data", "none", "--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["train", "--data", "none", "--image-size", "100"], "image_size must be a multiple of 32, got 100"),
+        (["train", "--data", "none", "--precision", "fp8"], "precision must be no, bf16 or fp16, got fp8"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[object], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(arguments, capsys)
+    assert line.startswith("moe-vision: error: ")
+    assert message in line
+
+
+def test_an_error_ends_a_process_without_a_traceback() -> None:
+    done = run("val", "none.safetensors", "--data", "none")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "moe-vision: error: checkpoint none.safetensors does not exist\n"
+
+
+def test_unknown_names_list_the_known_ones(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = complaint(["train", "--data", cells, "--model", "yolo_master_q"], capsys)
+    assert "name must be one of yolo_master_n, got 'yolo_master_q'" in line
+    line = complaint(["train", "--data", cells, "--variant", "papier"], capsys)
+    assert "variant must be one of paper, got 'papier'" in line
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--data", str(cells), "--task", "juggle"])
+
+
+def test_nothing_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, empty, text = tmp_path / "weights.safetensors", tmp_path / "empty", tmp_path / "text.jpg"
+    save_checkpoint(create_model("yolo_master_n", num_classes=1, image_size=64), weights)
+    empty.mkdir()
+    text.write_text("no image")
+    for images, count in (([empty], 0), ([text, tmp_path / "none.jpg"], 2)):
+        line = complaint(["predict", weights, *images, "--out", tmp_path / "out"], capsys)
+        assert line.endswith(f"images must hold at least one that can be read, got {count} that can't")
+    assert complaint(["predict", weights, text, "--score", "2"], capsys)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:5000])
+    assert "is truncated" in complaint(["predict", cut, text], capsys)
+
+
+@pytest.mark.slow
+def test_train_reports_what_is_broken_and_goes_on(cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sizes = ["--epochs", "2", "--image-size", "64", "--batch-size", "4", "--num-workers", "0"]
+    done = run("train", "--data", cells, "--out", out, *sizes)
+    assert done.code == 0, done.err
+    assert "train: 8 images, 8 boxes, 4 problems" in done.out
+    assert "val:   4 images, 4 boxes, 0 problems" in done.out
+    for file, reason in (
+        ("Annotations/cell00.xml", "degenerate box"),
+        ("JPEGImages/gone.jpg", "missing image"),
+        ("Annotations/torn.xml", "broken xml"),
+        ("JPEGImages/noise.jpg", "unreadable image"),
+    ):
+        lines = [line for line in done.err.splitlines() if line.startswith(f"WARNING {cells / file}: {reason}")]
+        assert len(lines) == 1, done.err
+        assert f"1 {reason}" in done.out
+    assert "Traceback" not in done.err
+    names = ["best.safetensors", "last.safetensors", "log.jsonl", "settings.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+    assert json.loads((out / "settings.json").read_text())["epochs"] == 2
+    model = load_checkpoint(out / "last.safetensors")
+    assert (model.class_names, model.image_size) == (("cell",), 64)
+
+    done = run("val", out / "last.safetensors", "--data", cells)
+    assert done.code == 0, done.err
+    logged = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["metrics"]
+    assert f"mAP 50     {logged['map50']:.4f}" in done.out
+
+
+@pytest.mark.slow
+def test_seed_seeds_the_weights_too(cells: Path, tmp_path: Path) -> None:
+    sizes = ["--epochs", "1", "--image-size", "64", "--num-workers", "0", "--warmup-epochs", "0"]
+    biases = []
+    for name, seed in (("first", 3), ("again", 3), ("other", 4)):
+        assert main(["train", "--data", str(cells), "--out", str(tmp_path / name), "--seed", str(seed), *sizes]) == 0
+        biases.append(load_checkpoint(tmp_path / name / "last.safetensors").backbone.stem.conv.weight)
+    assert torch.equal(biases[0], biases[1])
+    assert (biases[0] - biases[2]).abs().max() > 0.05  # more than one step of training moves
+
+
+@pytest.mark.slow
+def test_val_gives_the_same_with_sparse_and_dense_experts(busy: tuple[Path, Path]) -> None:
+    weights, data = busy
+    tables = []
+    for dispatch in ("auto", "dense"):
+        done = run("val", weights, "--data", data, "--dispatch", dispatch)
+        assert done.code == 0, done.err
+        count, *table = done.out.splitlines()
+        assert count.startswith("2 images, ")
+        tables.append(table)
+    assert tables[0][0] == "mAP 50:95  1.0000"  # the objects are what this detector finds
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_predict_writes_pictures_and_skips_what_it_can_not_read(busy: tuple[Path, Path], tmp_path: Path) -> None:
+    (weights, data), out = busy, tmp_path / "out"
+    noise = tmp_path / "noise.jpg"
+    noise.write_text("no image")
+    chosen = [data / "JPEGImages" / "wide.png", noise, tmp_path / "none.jpg", data / "JPEGImages"]
+    done = run("predict", weights, *chosen, "--out", out, "--score", "0.5", "--max-detections", "20")
+    assert done.code == 0, done.err
+    for name in ("noise.jpg", "none.jpg"):
+        assert sum(name in line and line.endswith("; skipped") for line in done.err.splitlines()) == 1
+    records = json.loads((out / "detections.json").read_text())
+    # One by name, then those of the folder in order of their names: "good" is the fixture's own.
+    assert [Path(record["image"]).name for record in records] == ["wide.png", "good.jpg", "tall.png", "wide.png"]
+    pictures = [record["picture"] for record in records]
+    assert pictures == ["0000-wide.jpg", "0001-good.jpg", "0002-tall.jpg", "0003-wide.jpg"]
+    assert sorted(path.name for path in out.iterdir()) == [*pictures, "detections.json"]
+    total = sum(len(record["detections"]) for record in records)
+    assert f"{total} detections in 4 images, 2 skipped" in done.out
+    for record in records:
+        with Image.open(record["image"]) as image, Image.open(out / record["picture"]) as picture:
+            width, height = picture.size
+            assert image.size == picture.size
+        assert 5 < len(record["detections"]) <= 20
+        for found in record["detections"]:
+            assert 0.5 <= found["score"] <= 1
+            assert found["class"] in map(str, range(80))
+            x1, y1, x2, y2 = found["box"]
+            assert 0 <= x1 < x2 <= width
+            assert 0 <= y1 < y2 <= height

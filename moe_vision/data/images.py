@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads image files with Pillow."""
+"""Read image files with Pillow."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Reads (height, width) in pixels from an image file's header.
+    """Read (height, width) in pixels from an image file's header.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -34,10 +34,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Reads an image file as RGB in [0, 255]; 16-bit grey is scaled to 8 bits, EXIF rotation is not applied.
+    """Read an image file as RGB in [0, 255]; 16-bit grey is scaled to 8 bits, EXIF rotation is not applied.
 
     Shape:
-        (3, H, W) uint8, channels last in memory, which torchvision resizes fastest.
+        - Output: (3, H, W), uint8, channels last in memory, which torchvision resizes fastest
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -32,14 +32,15 @@ def letterbox_geometry(height: int, width: int, size: int) -> LetterboxGeometry:
 
 
 class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
-    """Resizes with antialias to fit a square, centres, and fills the border; boxes follow.
+    """Resize with antialias to fit a square, centre, and fill the border; boxes follow.
 
     Args:
-        size: side of the square in pixels.
-        fill: value of the border, in the units of the image.
+        size: Side of the square in pixels.
+        fill: Value of the border, in the units of the image.
 
     Shape:
-        image (C, H, W) -> (C, size, size).
+        - Input: image (C, H, W)
+        - Output: (C, size, size)
 
     Examples:
         >>> Letterbox(320)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
@@ -54,12 +55,12 @@ class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no typ
         self.fill = fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Measures the image among the inputs (called by torchvision once a sample)."""
+        """Measure the image among the inputs (called by torchvision once a sample)."""
         height, width = v2.query_size(flat_inputs)
         return {"geometry": letterbox_geometry(height, width, self.size)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Letterboxes one image, mask or set of boxes (called by torchvision)."""
+        """Letterbox one image, mask or set of boxes (called by torchvision)."""
         height, width, top, left = params["geometry"]
         right, bottom = self.size - width - left, self.size - height - top
         fill = 0 if isinstance(inpt, tv_tensors.Mask) else self.fill
@@ -67,16 +68,17 @@ class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no typ
 
 
 def undo_letterbox(boxes: Tensor, height: int, width: int, size: int) -> Tensor:
-    """Maps boxes from the letterboxed square back to the original image and clips them to it.
+    """Map boxes from the letterboxed square back to the original image and clip them to it.
 
     Args:
-        boxes: xyxy in pixels of the square.
-        height: height of the original image in pixels.
-        width: width of the original image in pixels.
-        size: side of the square in pixels.
+        boxes: Boxes, xyxy in pixels of the square.
+        height: Height of the original image in pixels.
+        width: Width of the original image in pixels.
+        size: Side of the square in pixels.
 
     Shape:
-        boxes (N, 4) -> (N, 4).
+        - boxes: (N, 4)
+        - Output: (N, 4)
 
     Examples:
         >>> undo_letterbox(torch.tensor([[0.0, 40.0, 160.0, 280.0]]), height=480, width=640, size=320)

@@ -14,10 +14,11 @@ Batch = tuple[Tensor, list[Target]]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks images of one size and lists their targets.
+    """Stack images of one size and list their targets.
 
     Shape:
-        B samples of (3, S, S) -> images (B, 3, S, S) and B targets.
+        - Input: B samples of (3, S, S)
+        - Output: images (B, 3, S, S) and B targets
 
     Examples:
         >>> images, targets = collate([(torch.zeros(3, 32, 32), {}), (torch.ones(3, 32, 32), {})])
@@ -52,17 +53,17 @@ def build_loader(
     seed: int = 0,
     drop_last: bool = False,
 ) -> "DataLoader[Sample]":
-    """Builds a loader whose batches depend on the seeds and on the pipeline's epoch, not on the number of workers.
+    """Build a loader whose batches depend on the seeds and on the pipeline's epoch, not on the number of workers.
 
     Call `pipeline.set_epoch` before each epoch. Torch's global random state is neither read nor moved.
 
     Args:
-        pipeline: where the samples come from.
-        batch_size: images a batch.
-        shuffle: visit the samples in another random order each epoch.
-        num_workers: processes that prepare samples; 0 prepares them in this one.
-        seed: seed of the order.
-        drop_last: leave out a last batch that is not full.
+        pipeline: Where the samples come from.
+        batch_size: Images a batch.
+        shuffle: Visit the samples in another random order each epoch.
+        num_workers: Processes that prepare samples; 0 prepares them in this one.
+        seed: Seed of the order.
+        drop_last: Leave out a last batch that is not full.
 
     Examples:
         >>> from moe_vision.data import ShapeScenes

@@ -19,18 +19,18 @@ Cell = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def mosaic(samples: Sequence[Sample], size: int) -> Sample:
-    """Pastes four samples into the quadrants around a random point of one canvas.
+    """Paste four samples into the quadrants around a random point of one canvas.
 
     Each image is resized by its letterbox scale times a random factor in [0.5, 1.5] and lies at a random place of
     its quadrant, cropped to it. A box keeps its visible part; it goes when less than a tenth of its area, or less than
     2 pixels of a side, are left. Draws from torch's global CPU generator. The idea is from YOLOv4 (arXiv:2004.10934).
 
     Args:
-        samples: four pairs of image uint8 and target, as a data set yields them; the first gives `image_id`.
-        size: side of the canvas in pixels.
+        samples: Four pairs of image uint8 and target, as a data set yields them; the first gives `image_id`.
+        size: Side of the canvas in pixels.
 
     Shape:
-        image (3, size, size), boxes (N, 4), labels (N,).
+        - Output: image (3, size, size), uint8, with boxes (N, 4) and labels (N,)
 
     Raises:
         ValueError: There are not four samples.
@@ -48,16 +48,16 @@ def mosaic(samples: Sequence[Sample], size: int) -> Sample:
 
 
 def scale_jitter(sample: Sample, size: int) -> Sample:
-    """Resizes one sample by its letterbox scale times a random factor and lays it at a random place of the canvas.
+    """Resize one sample by its letterbox scale times a random factor and lay it at a random place of the canvas.
 
     Scale, cropping, boxes and random numbers are as in `mosaic`.
 
     Args:
-        sample: image uint8 and target, as a data set yields them.
-        size: side of the canvas in pixels.
+        sample: Image uint8 and target, as a data set yields them.
+        size: Side of the canvas in pixels.
 
     Shape:
-        image (3, size, size), boxes (N, 4), labels (N,).
+        - Output: image (3, size, size), uint8, with boxes (N, 4) and labels (N,)
     """
     return _collage([sample], [(0, 0, size, size)], size)
 
@@ -69,7 +69,7 @@ def _collage(samples: Sequence[Sample], cells: Sequence[Cell], size: int) -> Sam
 
 
 def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> tuple[Tensor, Tensor]:
-    """Paints a randomly scaled sample into a cell of the canvas; returns the boxes and labels still visible there."""
+    """Paint a randomly scaled sample into a cell of the canvas; return the boxes and labels still visible there."""
     image, target = sample
     height, width = image.shape[-2:]
     factor, across, down = torch.rand(3).tolist()
@@ -91,7 +91,7 @@ def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 def _clip(boxes: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
-    """Clips boxes to a cell; returns them and which of them are still visible enough to learn from."""
+    """Clip boxes to a cell; return them and which of them are still visible enough to learn from."""
     low, high = torch.tensor([*cell[:2], *cell[:2]]), torch.tensor([*cell[2:], *cell[2:]])
     clipped = torch.minimum(torch.maximum(boxes, low), high)
     sides = clipped[:, 2:] - clipped[:, :2]

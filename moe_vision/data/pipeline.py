@@ -12,7 +12,7 @@ from moe_vision.data.transforms import eval_transform, train_transform
 
 
 def derive_seed(*numbers: int) -> int:
-    """Mixes non-negative numbers into one seed, so that neighbouring numbers give unrelated random streams."""
+    """Mix non-negative numbers into one seed, so that neighbouring numbers give unrelated random streams."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
@@ -23,18 +23,18 @@ class DetectionPipeline(Dataset[Sample]):
     global random state is left as it was.
 
     Args:
-        source: data set of images and boxes, such as `VOCDetection` or `ShapeScenes`.
-        image_size: side of the square images in pixels.
-        augment: augment (training) or only letterbox (evaluation).
-        mosaic: probability of a mosaic of four images; otherwise one image with scale jitter.
-        hflip: probability of a left-right flip.
-        vflip: probability of an upside-down flip.
-        seed: seed of the augmentation.
+        source: Data set of images and boxes, such as `VOCDetection` or `ShapeScenes`.
+        image_size: Side of the square images in pixels.
+        augment: Augment (training) or only letterbox (evaluation).
+        mosaic: Probability of a mosaic of four images; otherwise one image with scale jitter.
+        hflip: Probability of a left-right flip.
+        vflip: Probability of an upside-down flip.
+        seed: Seed of the augmentation.
 
     Shape:
-        image (3, image_size, image_size) float32 in [0, 1]; target: `boxes` (N, 4) xyxy in pixels of that square,
-        `labels` (N,), `image_id` the index, `size` the (height, width) of the source's image, for `undo_letterbox`
-        (it says nothing useful about an augmented sample).
+        - Output: image (3, image_size, image_size), float32 in [0, 1], and a target: `boxes` (N, 4), xyxy in pixels of
+          that square, `labels` (N,), `image_id`, the index, and `size`, the (height, width) of the source's image, for
+          `undo_letterbox` (it says nothing useful about an augmented sample)
 
     Examples:
         >>> from moe_vision.data import ShapeScenes
@@ -65,7 +65,7 @@ class DetectionPipeline(Dataset[Sample]):
         self.transform = train_transform(hflip=hflip, vflip=vflip) if augment else eval_transform(image_size)
 
     def set_epoch(self, epoch: int, mosaic: float | None = None) -> None:
-        """Starts another epoch: other random numbers, and from now on `mosaic` as its probability unless None."""
+        """Start another epoch: other random numbers, and from now on `mosaic` as its probability unless None."""
         self.epoch = epoch
         if mosaic is not None:
             self.mosaic = mosaic

@@ -13,9 +13,9 @@ class Problem(NamedTuple):
     """One thing wrong with one file.
 
     Attributes:
-        file: path of the file that has the problem.
-        reason: the kind of problem, by which problems are counted.
-        detail: what exactly was found, or empty.
+        file: Path of the file that has the problem.
+        reason: The kind of problem, by which problems are counted.
+        detail: What exactly was found, or empty.
     """
 
     file: str
@@ -24,13 +24,13 @@ class Problem(NamedTuple):
 
 
 def report(problems: list[Problem], problem: Problem) -> None:
-    """Appends a problem to `problems` and logs it as a warning."""
+    """Append a problem to `problems` and log it as a warning."""
     problems.append(problem)
     logger.warning("%s: %s%s", problem.file, problem.reason, f" ({problem.detail})" if problem.detail else "")
 
 
 def summarise(problems: Sequence[Problem]) -> str:
-    """Counts problems by their reason, the most frequent first.
+    """Count problems by their reason, the most frequent first.
 
     Examples:
         >>> summarise([Problem("a.xml", "degenerate box"), Problem("b.jpg", "missing image")])

@@ -22,16 +22,18 @@ class DetectionSource(Protocol):
 
 
 def make_sample(image: Tensor, boxes: Tensor, labels: Tensor, image_id: int) -> Sample:
-    """Wraps an image and its objects so that `torchvision.transforms.v2` treats boxes as boxes.
+    """Wrap an image and its objects so that `torchvision.transforms.v2` treats boxes as boxes.
 
     Args:
         image: RGB in [0, 255], uint8.
-        boxes: xyxy in absolute pixels.
-        labels: class indices from 0.
-        image_id: index of the image in its data set.
+        boxes: Boxes, xyxy in absolute pixels.
+        labels: Class indices from 0.
+        image_id: Index of the image in its data set.
 
     Shape:
-        image (3, H, W), boxes (N, 4), labels (N,).
+        - image: (3, H, W)
+        - boxes: (N, 4)
+        - labels: (N,)
 
     Returns:
         The image as `tv_tensors.Image` and a dict of `boxes` (`tv_tensors.BoundingBoxes`, float32), `labels` (int64)

@@ -28,12 +28,12 @@ class ShapeScenes(Dataset[Sample]):
     overlap; a box encloses its whole shape. A scene depends on (seed, index) alone.
 
     Args:
-        num_scenes: length of the data set.
-        image_size: side of the square images in pixels, at least 64.
-        seed: seed of all scenes; other seeds give other scenes.
+        num_scenes: Length of the data set.
+        image_size: Side of the square images in pixels, at least 64.
+        seed: Seed of all scenes; other seeds give other scenes.
 
     Attributes:
-        classes: class names; a label is an index into it.
+        classes: Class names; a label is an index into it.
 
     Raises:
         ValueError: `num_scenes` or `image_size` is too small.
@@ -75,15 +75,17 @@ class ShapeScenes(Dataset[Sample]):
 
 
 def paint(canvas: Array, polygon: Array, colour: Array) -> None:
-    """Fills a polygon in place with smooth edges, a little lighter at its top than at its bottom.
+    """Fill a polygon in place with smooth edges, a little lighter at its top than at its bottom.
 
     Args:
         canvas: RGB in [0, 255].
-        polygon: corners (x, y) in pixels, inside the canvas; whole numbers lie between two pixels.
+        polygon: Corners (x, y) in pixels, inside the canvas; whole numbers lie between two pixels.
         colour: RGB in [0, 255].
 
     Shape:
-        canvas (H, W, 3), polygon (N, 2), colour (3,).
+        - canvas: (H, W, 3)
+        - polygon: (N, 2)
+        - colour: (3,)
     """
     left, top = np.floor(polygon.min(axis=0)).astype(int).tolist()
     right, bottom = np.ceil(polygon.max(axis=0)).astype(int).tolist()
@@ -117,7 +119,7 @@ def _rotation(angle: float) -> Array:
 
 
 def _arrange(rng: np.random.Generator, size: int) -> list[Disc]:
-    """Places the discs that hold the objects, the large first; one that finds no room is left out."""
+    """Place the discs that hold the objects, the large first; one that finds no room is left out."""
     count = round(math.exp(rng.uniform(0, math.log(MAX_OBJECTS))))
     largest = RADII[1] if count <= 8 else RADII[1] * 0.7
     radii = np.exp(rng.uniform(math.log(RADII[0]), math.log(largest), count)) * size

@@ -16,10 +16,11 @@ def eval_transform(size: int) -> Transform:
     """Letterbox to a size x size square, then float in [0, 1].
 
     Args:
-        size: side of the square in pixels.
+        size: Side of the square in pixels.
 
     Shape:
-        image (3, H, W) uint8 -> (3, size, size) float32; with a target, its boxes follow.
+        - Input: image (3, H, W), uint8, and perhaps a target, whose boxes follow
+        - Output: image (3, size, size), float32 in [0, 1]
 
     Examples:
         >>> eval_transform(320)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
@@ -32,11 +33,12 @@ def train_transform(*, hflip: float = 0.5, vflip: float = 0.0) -> Transform:
     """Random flips, brightness, saturation and hue, then float in [0, 1]; for what `mosaic` or `scale_jitter` made.
 
     Args:
-        hflip: probability of a left-right flip.
-        vflip: probability of an upside-down flip; for images without a natural upright, such as microscopy.
+        hflip: Probability of a left-right flip.
+        vflip: Probability of an upside-down flip; for images without a natural upright, such as microscopy.
 
     Shape:
-        image (3, H, W) uint8 -> (3, H, W) float32; with a target, its boxes follow.
+        - Input: image (3, H, W), uint8, and perhaps a target, whose boxes follow
+        - Output: image (3, H, W), float32 in [0, 1]
 
     Examples:
         >>> train_transform(vflip=0.5)(torch.zeros(3, 320, 320, dtype=torch.uint8)).dtype

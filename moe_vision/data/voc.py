@@ -37,17 +37,17 @@ class VOCDetection(Dataset[Sample]):
     An image whose header is fine but whose pixels can not be decoded comes as uniform grey, without boxes.
 
     Args:
-        root: the folder that holds `Annotations`, `JPEGImages` (any format that Pillow reads) and `ImageSets/Main`.
-        split: name of a list in `ImageSets/Main`, or several joined by "+" ("val+test").
-        classes: class names in the order of their labels; None takes the sorted names found in the data. Give the
+        root: The folder that holds `Annotations`, `JPEGImages` (any format that Pillow reads) and `ImageSets/Main`.
+        split: Name of a list in `ImageSets/Main`, or several joined by "+" ("val+test").
+        classes: Class names in the order of their labels; None takes the sorted names found in the data. Give the
             training set's `classes` to the evaluation set.
-        cache: decode images at construction, up to 1 GiB of pixels, and keep them. Loader workers that are forked
+        cache: Decode images at construction, up to 1 GiB of pixels, and keep them. Loader workers that are forked
             share this memory.
 
     Attributes:
-        classes: class names; a label is an index into it.
-        images: path of each image.
-        problems: everything this process reported so far, as `Problem`.
+        classes: Class names; a label is an index into it.
+        images: Path of each image.
+        problems: Everything this process reported so far, as `Problem`.
 
     Raises:
         FileNotFoundError: There is no list of that name.
@@ -89,7 +89,7 @@ class VOCDetection(Dataset[Sample]):
         return make_sample(image, boxes, labels, index)
 
     def summary(self) -> str:
-        """Counts images, boxes and problems: "205 images, 2687 boxes, 1 problem (1 degenerate box)"."""
+        """Count images, boxes and problems: "205 images, 2687 boxes, 1 problem (1 degenerate box)"."""
         return f"{len(self)} images, {sum(map(len, self._boxes))} boxes, {summarise(self.problems)}"
 
     def _report(self, file: Path | str, reason: str, detail: object = "") -> None:
@@ -161,7 +161,7 @@ class VOCDetection(Dataset[Sample]):
 
 
 def _read_split(root: Path, split: str) -> Iterator[str]:
-    """Yields the image names of the lists that `split` joins, each name once."""
+    """Yield the image names of the lists that `split` joins, each name once."""
     folder = root / "ImageSets" / "Main"
     names: dict[str, None] = {}
     for part in split.split("+"):

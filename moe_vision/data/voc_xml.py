@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads one Pascal VOC annotation file with the standard library, refusing document type and entity declarations."""
+"""Read one Pascal VOC annotation file with the standard library, refusing document type and entity declarations."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class VOCAnnotation(NamedTuple):
 
 
 def read_annotation(path: Path) -> VOCAnnotation:
-    """Reads one annotation file.
+    """Read one annotation file.
 
     Coordinates are taken as they are written, as continuous pixel positions from 0. Objects marked difficult count
     like all others; parts of objects are not read.

@@ -64,6 +64,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _add_train(commands: Any) -> None:
+    from moe_vision.models.config import PLACEMENTS
     from moe_vision.train.settings import TrainSettings
 
     command = commands.add_parser("train", help="train a network on a data set")
@@ -73,6 +74,7 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--task", default="detect", choices=["detect"], help="what the network predicts")
     command.add_argument("--model", default="yolo_master_n", help="name of the network")
     command.add_argument("--variant", default="paper", help="variant of the architecture")
+    command.add_argument("--placement", default="backbone", choices=PLACEMENTS, help="where the ES-MoE blocks are")
     command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights and log")
     for setting in fields(TrainSettings):
         option = "--" + setting.name.replace("_", "-")
@@ -104,6 +106,7 @@ def _train(options: argparse.Namespace) -> None:
         variant=options.variant,
         class_names=learnt.classes,
         image_size=options.image_size,
+        placement=options.placement,
     )
     metrics = Trainer(model, learnt, held_out, options.out, settings).fit()
     if not metrics:  # another process evaluates and writes

@@ -5,10 +5,10 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from moe_vision.layers import ESMoE
 from moe_vision.layers.area_attention import A2C2f
-from moe_vision.layers.convolution import ConvNormAct, YOLOBatchNorm2d
+from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.layers.csp import C3k2
+from moe_vision.models.blocks import moe_block
 from moe_vision.models.config import YOLOMasterConfig
 
 
@@ -18,7 +18,7 @@ class Stage(nn.Module):
     Args:
         downsample: Module that halves height and width.
         blocks: Module that keeps height and width.
-        moe: The ES-MoE block.
+        moe: The ES-MoE block, or an identity.
 
     Shape:
         - Input: (B, C_in, H, W)
@@ -66,12 +66,11 @@ class YOLOMasterBackbone(nn.Module):
     def __init__(self, config: YOLOMasterConfig) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = (config.channels(base) for base in (64, 128, 256, 512, 1024))
-        csp_depth, attention_depth = config.repeats(2), config.repeats(4)
         self.stem = ConvNormAct(3, c1, 3, stride=2)
-        self.stage2 = Stage(_down(c1, c2), C3k2(c2, c3, csp_depth, expansion=0.25), _moe(c3, config))
-        self.stage3 = Stage(_down(c3, c3), C3k2(c3, c4, csp_depth, expansion=0.25), _moe(c4, config))
-        self.stage4 = Stage(_down(c4, c4), A2C2f(c4, c4, attention_depth, area=4), _moe(c4, config))
-        self.stage5 = Stage(_down(c4, c5), A2C2f(c5, c5, attention_depth, area=1), _moe(c5, config))
+        self.stage2 = Stage(_down(c1, c2), _csp(c2, c3, config), _moe(c3, config))
+        self.stage3 = Stage(_down(c3, c3), _csp(c3, c4, config), _moe(c4, config))
+        self.stage4 = Stage(_down(c4, c4), _attention(c4, 4, config), _moe(c4, config))
+        self.stage5 = Stage(_down(c4, c5), _attention(c5, 1, config), _moe(c5, config))
         self.out_channels = (c4, c4, c5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,11 +84,14 @@ def _down(in_channels: int, out_channels: int) -> ConvNormAct:
     return ConvNormAct(in_channels, out_channels, 3, stride=2)
 
 
-def _moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
-    return ESMoE(
-        channels,
-        num_experts=config.num_experts,
-        top_k=config.top_k,
-        kernel_sizes=config.kernel_sizes,
-        norm_layer=YOLOBatchNorm2d,
-    )
+def _csp(in_channels: int, out_channels: int, config: YOLOMasterConfig) -> C3k2:
+    return C3k2(in_channels, out_channels, config.repeats(2), expansion=0.25, c3k=config.c3k)
+
+
+def _attention(channels: int, area: int, config: YOLOMasterConfig) -> A2C2f:
+    depth = config.repeats(4)
+    return A2C2f(channels, channels, depth, area, config.mlp_ratio, residual=config.attention_residual)
+
+
+def _moe(channels: int, config: YOLOMasterConfig) -> nn.Module:
+    return moe_block(channels, config, wanted=config.placement in ("backbone", "both"))

@@ -19,6 +19,11 @@ class YOLOMasterConfig:
         depth: Factor of the number of blocks in a stage.
         width: Factor of the number of channels.
         max_channels: Upper bound of the channels before they are scaled.
+        c3k: Use the deeper inner blocks in every CSP block of the backbone too; the neck always does.
+        attention_residual: Give the attention blocks a residual connection.
+        mlp_ratio: Hidden width of the attention blocks' perceptrons relative to their input.
+        placement: Where the ES-MoE blocks are: ``backbone`` (after each stage), ``neck`` (after each CSP block of it),
+            ``both`` or ``none``, the dense twin.
         num_experts: Experts E of each ES-MoE block.
         top_k: Experts K that an image selects.
         kernel_sizes: Kernel sizes of the experts.
@@ -40,6 +45,10 @@ class YOLOMasterConfig:
     depth: float = 0.5
     width: float = 0.25
     max_channels: int = 1024
+    c3k: bool = False
+    attention_residual: bool = False
+    mlp_ratio: float = 2.0
+    placement: str = "backbone"
     num_experts: int = 4
     top_k: int = 2
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
@@ -53,8 +62,9 @@ class YOLOMasterConfig:
         for field in fields(self):
             _check_type(field.name, getattr(self, field.name), field.default)
         check_choice("task", self.task, TASKS)
+        check_choice("placement", self.placement, PLACEMENTS)
         check_positive(num_classes=self.num_classes, max_channels=self.max_channels, num_experts=self.num_experts)
-        for name, factor in {"depth": self.depth, "width": self.width}.items():
+        for name, factor in {"depth": self.depth, "width": self.width, "mlp_ratio": self.mlp_ratio}.items():
             if not 0 < factor < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {factor}")
         check_top_k(self.top_k, self.num_experts)
@@ -100,10 +110,23 @@ def _check_type(name: str, value: object, default: object) -> None:
 
 
 TASKS = ("detect",)
-SCALES: dict[str, dict[str, Any]] = {"yolo_master_n": {"depth": 0.5, "width": 0.25, "max_channels": 1024}}
+PLACEMENTS = ("backbone", "neck", "both", "none")
+
+_SMALL: dict[str, Any] = {"depth": 0.5, "max_channels": 1024}
+_MEDIUM: dict[str, Any] = {"max_channels": 512, "c3k": True}
+_LARGE: dict[str, Any] = {**_MEDIUM, "depth": 1.0, "attention_residual": True, "mlp_ratio": 1.2}
+SCALES: dict[str, dict[str, Any]] = {
+    "yolo_master_n": {**_SMALL, "width": 0.25},
+    "yolo_master_s": {**_SMALL, "width": 0.5},
+    "yolo_master_m": {**_MEDIUM, "depth": 0.5, "width": 1.0},
+    "yolo_master_l": {**_LARGE, "width": 1.0},
+    "yolo_master_x": {**_LARGE, "width": 1.5},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     # Section 4 of arXiv 2512.23273: 4 experts of kernel sizes 3 to 9, 2 active, in the backbone; no DFL loss.
     "paper": {"num_experts": 4, "top_k": 2, "kernel_sizes": (3, 5, 7, 9), "reg_max": 16, "dfl": False},
+    # The networks released under the name EsMoE: 3 experts, all active, trained with the DFL loss.
+    "esmoe": {"num_experts": 3, "top_k": 3, "kernel_sizes": (3, 5, 7), "reg_max": 16, "dfl": True},
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.layers.csp import C3k2
+from moe_vision.models.blocks import moe_block
 from moe_vision.models.config import YOLOMasterConfig
 
 
@@ -37,13 +38,12 @@ class PathAggregationNeck(nn.Module):
         in3, in4, in5 = in_channels
         # The coarsest output is as wide as the one before it: 512 before scaling, where YOLOv12 has 1024.
         out3, out4 = config.channels(256), config.channels(512)
-        depth = config.repeats(2)
-        self.top_down4 = C3k2(in5 + in4, out4, depth, c3k=True)
-        self.top_down3 = C3k2(out4 + in3, out3, depth, c3k=True)
+        self.top_down4 = _fuse(in5 + in4, out4, config)
+        self.top_down3 = _fuse(out4 + in3, out3, config)
         self.downsample3 = ConvNormAct(out3, out3, 3, stride=2)
-        self.bottom_up4 = C3k2(out3 + out4, out4, depth, c3k=True)
+        self.bottom_up4 = _fuse(out3 + out4, out4, config)
         self.downsample4 = ConvNormAct(out4, out4, 3, stride=2)
-        self.bottom_up5 = C3k2(out4 + in5, out4, depth, c3k=True)
+        self.bottom_up5 = _fuse(out4 + in5, out4, config)
         self.out_channels = (out3, out4, out4)
 
     def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,6 +53,13 @@ class PathAggregationNeck(nn.Module):
         middle = self.bottom_up4(torch.cat([self.downsample3(fine), middle], dim=1))
         coarse = self.bottom_up5(torch.cat([self.downsample4(middle), p5], dim=1))
         return fine, middle, cast(Tensor, coarse)
+
+
+def _fuse(in_channels: int, out_channels: int, config: YOLOMasterConfig) -> nn.Module:
+    block = C3k2(in_channels, out_channels, config.repeats(2), c3k=True)
+    if config.placement not in ("neck", "both"):
+        return block
+    return nn.Sequential(block, moe_block(out_channels, config, wanted=True))
 
 
 def _upsample(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from moe_vision.models.neck import PathAggregationNeck
 
 
 class YOLOMaster(nn.Module):
-    """A detector with sparse ES-MoE blocks in its backbone (arXiv 2512.23273).
+    """A detector with sparse ES-MoE blocks (arXiv 2512.23273).
 
     Args:
         config: The architecture.
@@ -77,10 +77,11 @@ def create_model(
         name: One of `list_models`.
         task: What the network predicts; ``detect``.
         num_classes: Number of classes.
-        variant: ``paper``: 4 experts of kernel sizes 3, 5, 7 and 9, of which an image selects 2.
+        variant: ``paper``: 4 experts of kernel sizes 3, 5, 7 and 9, of which an image selects 2; ``esmoe``: the
+            released networks, 3 experts of kernel sizes 3, 5 and 7, all active, trained with the DFL loss.
         class_names: Names of the classes, their numbers if None.
         image_size: Side in pixels of the images it is meant for, a multiple of 32.
-        changes: Fields of `moe_vision.models.YOLOMasterConfig` to set otherwise.
+        changes: Fields of `moe_vision.models.YOLOMasterConfig` to set otherwise; ``placement="none"`` has no experts.
 
     Raises:
         ValueError: If a name is unknown; the message lists the known ones.
@@ -101,7 +102,7 @@ def list_models() -> list[str]:
     Examples:
         >>> from moe_vision import list_models
         >>> list_models()
-        ['yolo_master_n']
+        ['yolo_master_l', 'yolo_master_m', 'yolo_master_n', 'yolo_master_s', 'yolo_master_x']
     """
     return sorted(SCALES)
 

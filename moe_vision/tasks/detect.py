@@ -28,7 +28,8 @@ def detect_loss(
         balance: Weight of the load-balancing loss, see `moe_vision.auxiliary_loss`.
 
     Shape:
-        - Output: scalars ``class``, ``box``, ``balance`` and, where the variant has it, ``dfl``
+        - Output: scalars ``class``, ``box``, ``balance`` (unless the network has no ES-MoE block) and, where the
+          variant has it, ``dfl``
 
     Raises:
         ValueError: If the targets are not one for each image, or a target breaks the contract.
@@ -44,7 +45,8 @@ def detect_loss(
     """
     check_targets(targets, batch=maps.scores.shape[0], num_classes=maps.scores.shape[2])
     terms = detection_loss(*maps, targets, dfl=model.config.dfl)
-    terms["balance"] = auxiliary_loss(model, balance=balance)
+    if model.config.placement != "none":
+        terms["balance"] = auxiliary_loss(model, balance=balance)
     return terms
 
 

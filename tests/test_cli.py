@@ -121,9 +121,12 @@ def test_an_error_ends_a_process_without_a_traceback() -> None:
 
 def test_unknown_names_list_the_known_ones(cells: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = complaint(["train", "--data", cells, "--model", "yolo_master_q"], capsys)
-    assert "name must be one of yolo_master_n, got 'yolo_master_q'" in line
+    assert (
+        "name must be one of yolo_master_n, yolo_master_s, yolo_master_m, yolo_master_l, yolo_master_x, got 'yolo_master_q'"
+        in line
+    )
     line = complaint(["train", "--data", cells, "--variant", "papier"], capsys)
-    assert "variant must be one of paper, got 'papier'" in line
+    assert "variant must be one of paper, esmoe, got 'papier'" in line
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data", str(cells), "--task", "juggle"])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from moe_vision import ESMoE, create_model, list_models
+from moe_vision import ESMoE, create_model
 from moe_vision.models import DetectMaps, DetectOutput, YOLOMaster, named_config
 from tests.models.reference_detector import reference_detector
 
@@ -122,9 +122,3 @@ def test_class_names_and_image_size() -> None:
     for size in (0, -32, 100):
         with pytest.raises(ValueError, match=f"image_size must be a multiple of 32, got {size}"):
             YOLOMaster(config, image_size=size)
-
-
-def test_list_models_can_all_be_created() -> None:
-    assert list_models() == ["yolo_master_n"]
-    for name in list_models():
-        assert isinstance(create_model(name, num_classes=2), YOLOMaster)

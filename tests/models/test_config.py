@@ -85,7 +85,7 @@ def test_configuration_is_frozen() -> None:
     [
         (
             {"name": "yolo_master_q"},
-            "name must be one of yolo_master_n, yolo_master_s, yolo_master_m, yolo_master_l, yolo_master_x, got 'yolo_master_q'",
+            "name must be one of yolo_master_n, yolo_master_s, .*, got 'yolo_master_q'",
         ),
         ({"variant": "papier"}, "variant must be one of paper, esmoe, got 'papier'"),
         ({"task": "juggle"}, "task must be one of detect, got 'juggle'"),

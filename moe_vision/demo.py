@@ -20,7 +20,7 @@ CROWDS = {"1 object": range(1, 2), "2-3": range(2, 4), "4-8": range(4, 9), "9 or
 
 
 def run_demo(
-    out: str | Path = "moe-vision-demo", *, scenes: int = 512, epochs: int = 10, seed: int = 0
+    out: str | Path = "moe-vision-demo", *, scenes: int = 512, epochs: int = 11, seed: int = 0
 ) -> dict[str, Any]:
     """Train on generated scenes, evaluate on others, and draw what was found and which experts the scenes chose.
 
@@ -44,7 +44,14 @@ def run_demo(
     out = Path(out)
     learnt, held_out = ShapeScenes(scenes, IMAGE_SIZE, seed=seed), ShapeScenes(128, IMAGE_SIZE, seed=seed + 1)
     settings = TrainSettings(
-        epochs=epochs, image_size=IMAGE_SIZE, eval_every=2, mosaic=0.0, warmup_epochs=1, num_workers=0, seed=seed
+        epochs=epochs,
+        image_size=IMAGE_SIZE,
+        lr=4e-3,  # twice the default: few steps on easy scenes
+        mosaic=0.0,
+        warmup_epochs=1,
+        eval_every=2,
+        num_workers=0,
+        seed=seed,
     )
     set_seed(seed)
     model = create_model("yolo_master_n", num_classes=len(learnt.classes), class_names=learnt.classes)

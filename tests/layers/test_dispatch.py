@@ -186,7 +186,7 @@ def test_i31_unselected_experts_never_run(mode: str, batch: int) -> None:
     counts = count_calls(layer)
     layer(make_images(batch, 4, 6, 6))
     # Each selected expert runs once: on the batch, or on one image after the other.
-    times = batch if mode == "per_image" or (mode == "auto" and batch <= dispatch.PER_IMAGE_MAX_BATCH) else 1
+    times = batch if mode == "per_image" else 1
     assert counts == [0, times, 0, times]
 
 
@@ -198,7 +198,18 @@ def test_i31_images_run_their_own_experts(mode: str) -> None:
     assert 1 < (chosen > 0).sum() < 4
     counts = count_calls(layer)
     layer(x)
-    assert counts == (chosen > 0).long().tolist() if mode == "grouped" else counts == chosen.tolist()
+    assert counts == (chosen.tolist() if mode == "per_image" else (chosen > 0).long().tolist())
+
+
+@pytest.mark.parametrize("size", [226, 227])
+def test_auto_takes_large_maps_one_by_one(size: int) -> None:
+    layer = make_layer()
+    force_routing(layer, [0.0, 3.0, 1.0, 2.0])
+    counts = count_calls(layer)
+    layer(make_images(2, 4, size, size))
+    large = 4 * size**2 >= dispatch.PER_IMAGE_MIN_ELEMENTS  # 204,304 and 206,116 around 204,800
+    assert large == (size == 227)
+    assert counts == ([0, 2, 0, 2] if large else [0, 1, 0, 1])
 
 
 @pytest.mark.parametrize("mode", SELECTIVE)

@@ -37,6 +37,7 @@ def mosaic(samples: Sequence[Sample], size: int) -> Sample:
 
     Examples:
         >>> white = make_sample(torch.full((3, 48, 64), 255), torch.tensor([[0.0, 0, 64, 48]]), torch.tensor([2]), 0)
+        >>> _ = torch.manual_seed(0)
         >>> image, target = mosaic([white] * 4, size=32)
         >>> image.shape, target["labels"]
         (torch.Size([3, 32, 32]), tensor([2, 2, 2, 2]))

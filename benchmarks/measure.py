@@ -41,6 +41,7 @@ def write_result(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
         **about,
         "rows": rows,
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

@@ -192,13 +192,11 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
     """Replace folders by the images in them."""
-    expanded = []
-    for path in paths:
-        inside = (
-            sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else []
-        )
-        expanded += inside if path.is_dir() else [path]
-    return expanded
+    return [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _describe(found: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -51,24 +51,25 @@ def predict(
         >>> [result["boxes"].shape for result in predict(model, [torch.rand(3, 40, 60), torch.rand(3, 64, 64)])]
         [torch.Size([0, 4]), torch.Size([0, 4])]
     """
-    pixels = [to_image(image) for image in _listed(images)]
+    waiting = _listed(images)
     size = model.image_size if image_size is None else image_size
     check_image_size(size)
     device = next(model.parameters()).device
     transform = eval_transform(size)
     results = []
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # parts may be frozen in eval
     model.eval()
     try:
-        for start in range(0, len(pixels), BATCH_SIZE):
-            chunk = pixels[start : start + BATCH_SIZE]
+        for start in range(0, len(waiting), BATCH_SIZE):
+            chunk = [to_image(image) for image in waiting[start : start + BATCH_SIZE]]
             batch = torch.stack([transform(image) for image in chunk]).to(device)
             found = postprocess(model(batch), score=score, iou=iou, max_detections=max_detections)
             for one, image in zip(found, chunk, strict=True):
                 height, width = image.shape[1:]
                 results.append(in_original(one, height, width, size))
     finally:
-        model.train(training)
+        for module, mode in modes:
+            module.training = mode
     return results
 
 

@@ -127,6 +127,14 @@ def test_the_mode_is_restored_also_after_an_error(model: YOLOMaster, training: b
         model.eval()
 
 
+def test_parts_frozen_in_eval_stay_so() -> None:
+    model = busy_detector().train()
+    model.backbone.eval()
+    predict(model, photo(64, 64))
+    assert not any(module.training for module in model.backbone.modules())
+    assert model.training and all(module.training for module in model.head.modules())
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [

@@ -30,7 +30,7 @@ from moe_vision.train.settings import TrainSettings
 class Trainer:
     """Train a detector on a data set, evaluate it, and keep its weights and a log.
 
-    One or several processes, started by ``accelerate launch``; AdamW, cosine schedule and moving average (EMA) of the
+    One process or several, started by ``torchrun`` or ``accelerate launch``; AdamW, cosine schedule and moving average (EMA) of the
     weights from timm. What is evaluated and kept are the averaged weights.
 
     The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of

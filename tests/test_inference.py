@@ -132,7 +132,8 @@ def test_parts_frozen_in_eval_stay_so() -> None:
     model.backbone.eval()
     predict(model, photo(64, 64))
     assert not any(module.training for module in model.backbone.modules())
-    assert model.training and all(module.training for module in model.head.modules())
+    assert model.training
+    assert all(module.training for module in model.head.modules())
 
 
 @pytest.mark.parametrize(

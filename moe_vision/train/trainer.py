@@ -30,8 +30,8 @@ from moe_vision.train.settings import TrainSettings
 class Trainer:
     """Train a detector on a data set, evaluate it, and keep its weights and a log.
 
-    One process or several, started by ``torchrun`` or ``accelerate launch``; AdamW, cosine schedule and moving average (EMA) of the
-    weights from timm. What is evaluated and kept are the averaged weights.
+    One process or several, started by ``torchrun`` or ``accelerate launch``; AdamW, cosine schedule and moving average
+    (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
 
     The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
     the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors`` and

@@ -124,7 +124,7 @@ def test_unknown_names_list_the_known_ones(cells: Path, capsys: pytest.CaptureFi
     line = complaint(["train", "--data", cells, "--model", "yolo_master_q"], capsys)
     assert f"name must be one of {', '.join(SCALES)}, got 'yolo_master_q'" in line
     line = complaint(["train", "--data", cells, "--variant", "papier"], capsys)
-    assert "variant must be one of paper, esmoe, got 'papier'" in line
+    assert "variant must be one of paper, esmoe, v0_1, got 'papier'" in line
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--data", str(cells), "--task", "juggle"])
 

@@ -4,6 +4,9 @@
 from moe_vision.layers.esmoe import ESMoE
 from moe_vision.layers.experts import DepthwiseExpert, DepthwiseExperts, SeparableExpert
 from moe_vision.layers.gating import TopKGate, hard_top_k, soft_top_k
+from moe_vision.layers.pointwise_experts import PointwiseExpert, PointwiseExperts
+from moe_vision.layers.pointwise_moe import PointwiseMoE
+from moe_vision.layers.pooled_router import PooledRouter
 from moe_vision.layers.routing import DynamicRouter, Routing
 
 __all__ = [
@@ -11,6 +14,10 @@ __all__ = [
     "DepthwiseExperts",
     "DynamicRouter",
     "ESMoE",
+    "PointwiseExpert",
+    "PointwiseExperts",
+    "PointwiseMoE",
+    "PooledRouter",
     "Routing",
     "SeparableExpert",
     "TopKGate",

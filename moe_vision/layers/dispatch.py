@@ -22,6 +22,7 @@ from torch import Tensor
 from moe_vision._types import DispatchMode
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.experts import DepthwiseExperts
+from moe_vision.layers.pointwise_experts import PointwiseExperts
 from moe_vision.layers.routing import Routing
 
 DISPATCH_MODES: tuple[str, ...] = get_args(DispatchMode)
@@ -33,10 +34,11 @@ PER_IMAGE_MIN_ELEMENTS = 128 * 40 * 40
 # Elements of a CUDA feature map from which half the expert work outweighs one host synchronisation; not yet measured.
 GROUPED_MIN_CUDA_ELEMENTS = 32 * 128 * 40 * 40
 
-Executor = Callable[[Tensor, Routing, DepthwiseExperts], Tensor]
+Experts = DepthwiseExperts | PointwiseExperts
+Executor = Callable[[Tensor, Routing, Experts], Tensor]
 
 
-def dense(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+def dense(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Run every expert on every image and mask with the weights.
 
     Args:
@@ -62,7 +64,7 @@ def dense(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
     return y
 
 
-def grouped(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Run each selected expert once, on the images that selected it; see `dense` for arguments.
 
     In training an expert that no image selected runs on an empty batch, so that every parameter has a gradient
@@ -83,7 +85,7 @@ def grouped(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
     return dense(x, routing, experts) if y is None else y  # no expert ran: the batch is empty
 
 
-def per_image(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Run the selected experts of one image after the other, without copies; see `dense` for arguments.
 
     In training it does what `grouped` does, since a norm must see a batch.
@@ -101,18 +103,18 @@ def per_image(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
     return mixtures[0] if len(mixtures) == 1 else torch.cat(mixtures)
 
 
-def static(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
+def static(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Run the selected experts with shapes that do not depend on the data; see `dense` for arguments.
 
-    Linear experts are merged into one convolution an image. Separable experts are gathered, which needs the frozen
+    Linear experts are merged into one convolution an image. Others are gathered, which needs the frozen
     statistics of BatchNorm2d: in training it does what `dense` does.
 
     Raises:
-        ValueError: If the norm of separable experts is not a BatchNorm2d with running statistics.
+        ValueError: If the norm of gathered experts is not a BatchNorm2d with running statistics.
     """
     if x.shape[0] == 0:
         return dense(x, routing, experts)
-    if experts.kind == "depthwise":
+    if isinstance(experts, DepthwiseExperts) and experts.kind == "depthwise":
         return experts.merged(x, routing.weights)
     if experts.training:
         return dense(x, routing, experts)
@@ -124,7 +126,7 @@ def static(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Tensor:
 EXECUTORS: dict[str, Executor] = {"dense": dense, "grouped": grouped, "per_image": per_image, "static": static}
 
 
-def mixture(x: Tensor, routing: Routing, experts: DepthwiseExperts, mode: DispatchMode = "auto") -> Tensor:
+def mixture(x: Tensor, routing: Routing, experts: Experts, mode: DispatchMode = "auto") -> Tensor:
     """Compute the mixture of the experts, with the executor named or the best one for the case.
 
     ``auto`` runs everything in training, since the norms of the experts then see every image, and while the graph
@@ -154,7 +156,7 @@ def mixture(x: Tensor, routing: Routing, experts: DepthwiseExperts, mode: Dispat
     return executor(x, routing, experts)
 
 
-def _choose(x: Tensor, routing: Routing, experts: DepthwiseExperts) -> Executor:
+def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
     if experts.training or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return dense
     if experts.kind == "depthwise":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import DispatchMode, ExpertKind, LayerFactory, SoftMode
 from moe_vision.layers.checks import check_choice, check_feature_map, check_positive, check_top_k
-from moe_vision.layers.dispatch import DISPATCH_MODES, mixture
+from moe_vision.layers.dispatch import DISPATCH_MODES, Experts, mixture
 from moe_vision.layers.experts import DepthwiseExperts
 from moe_vision.layers.gating import TopKGate
 from moe_vision.layers.routing import DynamicRouter, Routing
@@ -118,9 +118,9 @@ class ESMoE(nn.Module):
         self.residual = residual
         self.routing: Routing | None = None
 
-        self.router = DynamicRouter(in_channels, num_experts, reduction=reduction, **dd)
+        self.router: nn.Module = DynamicRouter(in_channels, num_experts, reduction=reduction, **dd)
         self.gate = TopKGate(top_k, soft)
-        self.experts = DepthwiseExperts(
+        self.experts: Experts = DepthwiseExperts(
             in_channels, out_channels, kernel_sizes=kernel_sizes, stride=stride, kind=expert, bias=bias, **layers, **dd
         )
         self.shared_expert = _shared_expert(in_channels, out_channels, stride, layers, dd) if shared_expert else None

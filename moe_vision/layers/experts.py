@@ -213,7 +213,9 @@ class DepthwiseExperts(nn.ModuleList):
         depthwise = self._convolve(folded, kernels)
         height, width = depthwise.shape[2:]
         pointwise = torch.stack([expert.conv_pw.weight[:, :, 0, 0] for expert in experts])
-        scale, shift = (torch.stack(values) for values in zip(*map(_frozen_norm, experts), strict=True))
+        scale, shift = (
+            torch.stack(values) for values in zip(*(frozen_norm(expert.norm) for expert in experts), strict=True)
+        )
         y = pointwise.to(x.dtype)[indices] @ depthwise.view(batch, num_selected, -1, height * width)
         # Autocast may have lowered the type of y.
         y = y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)
@@ -245,9 +247,8 @@ def _depthwise(
     )
 
 
-def _frozen_norm(expert: SeparableExpert) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of an expert's BatchNorm in eval."""
-    norm = expert.norm
+def frozen_norm(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the scale and the shift that a BatchNorm applies in eval."""
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         raise ValueError(
             "dispatch must not be 'static' unless norm_layer is BatchNorm2d with running statistics, "

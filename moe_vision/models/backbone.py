@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The YOLO-Master backbone: a stem and four stages, each ending in an ES-MoE block."""
+"""The YOLO-Master backbone: a stem and four stages, each ending in an MoE block."""
 
 from typing import cast
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from moe_vision.layers.area_attention import A2C2f
 from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.layers.csp import C3k2
-from moe_vision.models.blocks import moe_block
+from moe_vision.models.blocks import backbone_block
 from moe_vision.models.config import YOLOMasterConfig
 
 
@@ -18,7 +18,7 @@ class Stage(nn.Module):
     Args:
         downsample: Module that halves height and width.
         blocks: Module that keeps height and width.
-        moe: The ES-MoE block, or an identity.
+        moe: The MoE block, or an identity.
 
     Shape:
         - Input: (B, C_in, H, W)
@@ -67,10 +67,10 @@ class YOLOMasterBackbone(nn.Module):
         super().__init__()
         c1, c2, c3, c4, c5 = (config.channels(base) for base in (64, 128, 256, 512, 1024))
         self.stem = ConvNormAct(3, c1, 3, stride=2)
-        self.stage2 = Stage(_down(c1, c2), _csp(c2, c3, config), _moe(c3, config))
-        self.stage3 = Stage(_down(c3, c3), _csp(c3, c4, config), _moe(c4, config))
-        self.stage4 = Stage(_down(c4, c4), _attention(c4, 4, config), _moe(c4, config))
-        self.stage5 = Stage(_down(c4, c5), _attention(c5, 1, config), _moe(c5, config))
+        self.stage2 = Stage(_down(c1, c2), _csp(c2, c3, config), backbone_block(c3, 2, config))
+        self.stage3 = Stage(_down(c3, c3), _csp(c3, c4, config), backbone_block(c4, 3, config))
+        self.stage4 = Stage(_down(c4, c4), _attention(c4, 4, config), backbone_block(c4, 4, config))
+        self.stage5 = Stage(_down(c4, c5), _attention(c5, 1, config), backbone_block(c5, 5, config))
         self.out_channels = (c4, c4, c5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +91,3 @@ def _csp(in_channels: int, out_channels: int, config: YOLOMasterConfig) -> C3k2:
 def _attention(channels: int, area: int, config: YOLOMasterConfig) -> A2C2f:
     depth = config.repeats(4)
     return A2C2f(channels, channels, depth, area, config.mlp_ratio, residual=config.attention_residual)
-
-
-def _moe(channels: int, config: YOLOMasterConfig) -> nn.Module:
-    return moe_block(channels, config, wanted=config.placement in ("backbone", "both"))

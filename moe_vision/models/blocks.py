@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ES-MoE block as the networks use it."""
+"""The MoE blocks as the networks use them."""
 
 from torch import nn
 
-from moe_vision.layers import ESMoE
+from moe_vision.layers import ESMoE, PointwiseMoE
 from moe_vision.layers.convolution import YOLOBatchNorm2d
 from moe_vision.models.config import YOLOMasterConfig
 
 
-def moe_block(channels: int, config: YOLOMasterConfig, *, wanted: bool) -> nn.Module:
-    """Return the network's ES-MoE block for a place, or an identity where it has none.
+def backbone_block(channels: int, stage: int, config: YOLOMasterConfig) -> nn.Module:
+    """Return the block at the end of a stage of the backbone, or an identity where the network has none.
 
     Args:
         channels: Channels of input and output.
+        stage: Number of the stage, 2 to 5.
         config: The architecture.
-        wanted: Whether the network has a block there.
 
     Shape:
         - Input: (B, channels, H, W)
@@ -22,12 +22,37 @@ def moe_block(channels: int, config: YOLOMasterConfig, *, wanted: bool) -> nn.Mo
 
     Examples:
         >>> from moe_vision.models import named_config
-        >>> from moe_vision.models.blocks import moe_block
-        >>> moe_block(64, named_config("yolo_master_n"), wanted=False)
+        >>> from moe_vision.models.blocks import backbone_block
+        >>> backbone_block(64, 2, named_config("yolo_master_n", placement="neck"))
         Identity()
     """
-    if not wanted:
+    if config.placement not in ("backbone", "both"):
         return nn.Identity()
+    if config.block == "esmoe":
+        return es_moe(channels, config)
+    if stage == 2:
+        return nn.Identity()
+    num_experts = config.num_experts * 2 ** (stage - 3)
+    return PointwiseMoE(channels, num_experts=num_experts, top_k=config.top_k, norm_layer=YOLOBatchNorm2d)
+
+
+def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
+    """Return the network's ES-MoE block.
+
+    Args:
+        channels: Channels of input and output.
+        config: The architecture.
+
+    Shape:
+        - Input: (B, channels, H, W)
+        - Output: as the input
+
+    Examples:
+        >>> from moe_vision.models import named_config
+        >>> from moe_vision.models.blocks import es_moe
+        >>> len(es_moe(64, named_config("yolo_master_n")).experts)
+        4
+    """
     return ESMoE(
         channels,
         num_experts=config.num_experts,

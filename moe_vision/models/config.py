@@ -24,9 +24,11 @@ class YOLOMasterConfig:
         mlp_ratio: Hidden width of the attention blocks' perceptrons relative to their input.
         placement: Where the ES-MoE blocks are: ``backbone`` (after each stage), ``neck`` (after each CSP block of it),
             ``both`` or ``none``, the dense twin.
-        num_experts: Experts E of each ES-MoE block.
+        block: Kind of the MoE blocks: ``esmoe``, or ``pointwise`` as in the networks v0.1, which have none in the first
+            stage, and in the last two twice as many experts as in the one before.
+        num_experts: Experts E of each block (``pointwise``: of the first).
         top_k: Experts K that an image selects.
-        kernel_sizes: Kernel sizes of the experts.
+        kernel_sizes: Kernel sizes of the experts (``pointwise``: none).
         reg_max: Bins of the distribution over each box side, in strides of the level.
         dfl: Train the distribution with the distribution focal loss.
 
@@ -49,6 +51,7 @@ class YOLOMasterConfig:
     attention_residual: bool = False
     mlp_ratio: float = 2.0
     placement: str = "backbone"
+    block: str = "esmoe"
     num_experts: int = 4
     top_k: int = 2
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
@@ -68,11 +71,21 @@ class YOLOMasterConfig:
             if not 0 < factor < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {factor}")
         check_top_k(self.top_k, self.num_experts)
+        self._check_block()
+        if self.reg_max < 1 + self.dfl:
+            raise ValueError(f"reg_max must be at least 1, and 2 with dfl, got {self.reg_max}")
+
+    def _check_block(self) -> None:
+        check_choice("block", self.block, BLOCKS)
+        if self.block == "pointwise":
+            if self.kernel_sizes:
+                raise ValueError(f"kernel_sizes must be empty for block='pointwise', got {self.kernel_sizes}")
+            if self.placement not in ("backbone", "none"):
+                raise ValueError(f"placement must be backbone or none for block='pointwise', got {self.placement!r}")
+            return
         check_kernel_sizes(self.kernel_sizes)
         if len(self.kernel_sizes) != self.num_experts:
             raise ValueError(f"kernel_sizes must name num_experts={self.num_experts} sizes, got {self.kernel_sizes}")
-        if self.reg_max < 1 + self.dfl:
-            raise ValueError(f"reg_max must be at least 1, and 2 with dfl, got {self.reg_max}")
 
     def channels(self, base: int) -> int:
         """Scale a number of channels, rounded up to a multiple of 8."""
@@ -110,6 +123,7 @@ def _check_type(name: str, value: object, default: object) -> None:
 
 
 TASKS = ("detect",)
+BLOCKS = ("esmoe", "pointwise")
 PLACEMENTS = ("backbone", "neck", "both", "none")
 
 _SMALL: dict[str, Any] = {"depth": 0.5, "max_channels": 1024}
@@ -127,6 +141,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"num_experts": 4, "top_k": 2, "kernel_sizes": (3, 5, 7, 9), "reg_max": 16, "dfl": False},
     # The networks released under the name EsMoE: 3 experts, all active, trained with the DFL loss.
     "esmoe": {"num_experts": 3, "top_k": 3, "kernel_sizes": (3, 5, 7), "reg_max": 16, "dfl": True},
+    # The networks released as v0.1: 4, 8 and 16 pointwise experts, 2 active, beside a shared one.
+    "v0_1": {"block": "pointwise", "num_experts": 4, "top_k": 2, "kernel_sizes": (), "reg_max": 16, "dfl": True},
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.layers.csp import C3k2
-from moe_vision.models.blocks import moe_block
+from moe_vision.models.blocks import es_moe
 from moe_vision.models.config import YOLOMasterConfig
 
 
@@ -59,7 +59,7 @@ def _fuse(in_channels: int, out_channels: int, config: YOLOMasterConfig) -> nn.M
     block = C3k2(in_channels, out_channels, config.repeats(2), c3k=True)
     if config.placement not in ("neck", "both"):
         return block
-    return nn.Sequential(block, moe_block(out_channels, config, wanted=True))
+    return nn.Sequential(block, es_moe(out_channels, config))
 
 
 def _upsample(x: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def create_model(
         task: What the network predicts; ``detect``.
         num_classes: Number of classes.
         variant: ``paper``: 4 experts of kernel sizes 3, 5, 7 and 9, of which an image selects 2; ``esmoe``: the
-            released networks, 3 experts of kernel sizes 3, 5 and 7, all active, trained with the DFL loss.
+            released networks, 3 experts of kernel sizes 3, 5 and 7, all active, trained with the DFL loss; ``v0_1``:
+            those released before, 4, 8 and 16 pointwise experts beside a shared one, 2 active.
         class_names: Names of the classes, their numbers if None.
         image_size: Side in pixels of the images it is meant for, a multiple of 32.
         changes: Fields of `moe_vision.models.YOLOMasterConfig` to set otherwise; ``placement="none"`` has no experts.

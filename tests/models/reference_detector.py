@@ -18,9 +18,13 @@ RELEASED = {"num_experts": 3, "top_k": 3, "kernel_sizes": (3, 5, 7)}
 
 
 def reference_detector(**settings: Any) -> YOLOMaster:
-    """Build the released network in eval and fill it by rule, the entries of both in the same order."""
-    model = create_model("yolo_master_n", **{**RELEASED, **settings})
-    shapes = {key: tuple(shape) for key, shape in reference_facts()["state_dict"].items() if "dfl" not in key}
+    """Build the released network in eval and fill it by rule."""
+    return filled_by_rule(create_model("yolo_master_n", **{**RELEASED, **settings}), "det-n")
+
+
+def filled_by_rule(model: YOLOMaster, fixture: str) -> YOLOMaster:
+    """Fill a network with the weights of a fixture, the entries of both in the same order."""
+    shapes = {key: tuple(shape) for key, shape in reference_facts(fixture)["state_dict"].items() if "dfl" not in key}
     own = {name: tensor for name, tensor in model.state_dict().items() if name != "head.bins"}
     state = {
         name: torch.from_numpy(fill(key, shape)).reshape(tensor.shape)
@@ -31,8 +35,8 @@ def reference_detector(**settings: Any) -> YOLOMaster:
 
 
 @cache
-def reference_facts() -> dict[str, Any]:
-    return json.loads((FIXTURES / "det-n.json").read_text())
+def reference_facts(fixture: str = "det-n") -> dict[str, Any]:
+    return json.loads((FIXTURES / f"{fixture}.json").read_text())
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -37,7 +37,7 @@ def test_json_round_trip(config: YOLOMasterConfig) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("experts", 4, r"unknown fields \['experts'\]; known are \['attention_residual', 'c3k', 'depth'"),
+        ("experts", 4, r"unknown fields \['experts'\]; known are \['attention_residual', 'block', 'c3k'"),
         ("num_classes", "80", "num_classes must be a value like 80, got '80'"),
         ("num_classes", 3.5, "num_classes must be a value like 80, got 3.5"),
         ("num_classes", True, "num_classes must be a value like 80, got True"),
@@ -87,7 +87,7 @@ def test_configuration_is_frozen() -> None:
             {"name": "yolo_master_q"},
             "name must be one of yolo_master_n, yolo_master_s, .*, got 'yolo_master_q'",
         ),
-        ({"variant": "papier"}, "variant must be one of paper, esmoe, got 'papier'"),
+        ({"variant": "papier"}, "variant must be one of paper, esmoe, v0_1, got 'papier'"),
         ({"task": "juggle"}, "task must be one of detect, got 'juggle'"),
         ({"experts": 4}, r"changes must be fields of YOLOMasterConfig, got \['experts'\]"),
     ],

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.reference_detector import FIXTURES, reference_detector, reference_facts, relative_error
+from moe_vision import create_model
+from tests.models.reference_detector import (
+    FIXTURES,
+    filled_by_rule,
+    reference_detector,
+    reference_facts,
+    relative_error,
+)
 from tests.strategies import EXECUTORS
 
 
@@ -34,6 +41,21 @@ def test_boxes_and_scores_equal_the_reference(dispatch: str, images: Tensor, mea
     expected = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=-1)
     assert relative_error(output.boxes[0], expected) <= 1e-4
     assert relative_error(output.scores[0], measured["out.0"][0, 4:].T) <= 1e-4
+
+
+@pytest.mark.parametrize("dispatch", ["auto", *EXECUTORS])
+def test_v0_1_equals_the_reference(dispatch: str, images: Tensor) -> None:
+    model = filled_by_rule(create_model("yolo_master_n", variant="v0_1"), "v01-det-n").eval()
+    for stage in (model.backbone.stage3, model.backbone.stage4, model.backbone.stage5):
+        stage.moe.dispatch = dispatch
+    with np.load(FIXTURES / "v01-det-n.npz") as arrays:
+        measured = torch.from_numpy(arrays["out.0"])[0]
+    with torch.inference_mode():
+        output = model(images)
+    x, y, width, height = measured[:4]
+    expected = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=-1)
+    assert relative_error(output.boxes[0], expected) <= 1e-4
+    assert relative_error(output.scores[0], measured[4:].T) <= 1e-4
 
 
 def test_raw_maps_equal_the_reference(images: Tensor, measured: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from moe_vision.tasks import detect_loss
 
 # Section 2.4 of the reference facts: the released detectors at 80 classes.
 RELEASED = {"n": 2_694_364, "s": 9_706_828, "m": 23_911_564, "l": 30_163_180, "x": 67_439_724}
+V0_1 = {"n": 7_546_984, "s": 29_151_288, "m": 52_207_800, "l": 58_459_416, "x": 131_160_728}
 BLOCKS = {"backbone": 4, "neck": 4, "both": 8, "none": 0}
 TARGET = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 50.0]]), "labels": torch.tensor([2])}
 
@@ -31,6 +32,25 @@ def test_all_scales_are_listed() -> None:
 @pytest.mark.parametrize("scale", RELEASED)
 def test_released_parameters(scale: str) -> None:
     assert count(on_meta(f"yolo_master_{scale}", variant="esmoe")) == RELEASED[scale]
+
+
+@pytest.mark.parametrize("scale", V0_1)
+def test_v0_1_parameters(scale: str) -> None:
+    model = on_meta(f"yolo_master_{scale}", variant="v0_1")
+    assert count(model) == V0_1[scale]
+    assert [len(m.experts) for m in model.modules() if isinstance(m, ESMoE)] == [4, 8, 16]
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(10, 7_516_742), (3, 7_515_377), (1, 7_514_987)])
+def test_v0_1_parameters_by_classes(classes: int, parameters: int) -> None:
+    assert count(on_meta("yolo_master_n", variant="v0_1", num_classes=classes)) == parameters
+
+
+def test_v0_1_takes_no_kernels_and_no_neck() -> None:
+    with pytest.raises(ValueError, match="kernel_sizes must be empty for block='pointwise'"):
+        named_config("yolo_master_n", variant="v0_1", kernel_sizes=(3, 5, 7, 9))
+    with pytest.raises(ValueError, match="placement must be backbone or none for block='pointwise', got 'both'"):
+        named_config("yolo_master_n", variant="v0_1", placement="both")
 
 
 @pytest.mark.parametrize("scale", RELEASED)
@@ -61,15 +81,18 @@ def test_every_placement_trains(placement: str) -> None:
     assert not missing
 
 
-def test_esmoe_trains_its_distribution() -> None:
-    model = create_model("yolo_master_n", num_classes=3, variant="esmoe").train()
+@pytest.mark.parametrize("variant", ["esmoe", "v0_1"])
+def test_released_variants_train_their_distribution(variant: str) -> None:
+    model = create_model("yolo_master_n", num_classes=3, variant=variant).train()
     terms = detect_loss(model, model(torch.rand(2, 3, 64, 64)), [TARGET, TARGET])
     assert {"class", "box", "dfl", "balance"} == set(terms)
+    sum(terms.values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", RELEASED)
-@pytest.mark.parametrize("variant", ["paper", "esmoe"])
+@pytest.mark.parametrize("variant", ["paper", "esmoe", "v0_1"])
 def test_forward_of_every_scale(variant: str, scale: str) -> None:
     model = create_model(f"yolo_master_{scale}", num_classes=3, variant=variant).eval()
     with torch.inference_mode():
@@ -79,6 +102,7 @@ def test_forward_of_every_scale(variant: str, scale: str) -> None:
 
 
 @pytest.mark.parametrize("scale", RELEASED)
-def test_configuration_round_trips(scale: str) -> None:
-    config = named_config(f"yolo_master_{scale}", variant="esmoe", placement="both")
+@pytest.mark.parametrize("variant", ["paper", "esmoe", "v0_1"])
+def test_configuration_round_trips(variant: str, scale: str) -> None:
+    config = named_config(f"yolo_master_{scale}", variant=variant, placement="none")
     assert YOLOMasterConfig.from_json(config.to_json()) == config

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts without a spatial kernel, as in the YOLO-Master networks v0.1.
+
+Axes: B images, E experts, K selected experts, C channels.
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from moe_vision._types import LayerFactory
+from moe_vision.layers.checks import check_positive
+from moe_vision.layers.experts import frozen_norm
+
+
+class PointwiseExpert(nn.Module):
+    """Two 1 x 1 convolutions with twice the width between them: convolution, norm, SiLU, convolution, norm.
+
+    Args:
+        channels: Channels of input and output.
+        norm_layer: Factory of norms, called with the number of channels.
+
+    Shape:
+        - Input: (B, channels, H, W)
+        - Output: as the input
+
+    Examples:
+        >>> import torch
+        >>> from moe_vision.layers import PointwiseExpert
+        >>> PointwiseExpert(8)(torch.rand(2, 8, 12, 10)).shape
+        torch.Size([2, 8, 12, 10])
+    """
+
+    def __init__(self, channels: int, *, norm_layer: LayerFactory = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 2 * channels, 1, bias=False)
+        self.norm1 = norm_layer(2 * channels)
+        self.act = nn.SiLU()
+        self.conv2 = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        self.norm2 = norm_layer(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of one expert for a feature map."""
+        return cast(Tensor, self.norm2(self.conv2(self.act(self.norm1(self.conv1(x))))))
+
+
+class PointwiseExperts(nn.ModuleList):
+    """A list of pointwise experts; ``experts[i]`` is the i-th alone.
+
+    Args:
+        channels: Channels of input and output.
+        num_experts: Number of experts E.
+        norm_layer: Factory of norms, called with the number of channels.
+
+    Shape:
+        - Input: (B, channels, H, W)
+        - Output: every expert's features, (B, E, channels, H, W)
+
+    Raises:
+        ValueError: If a size is below 1.
+
+    Examples:
+        >>> import torch
+        >>> from moe_vision.layers import PointwiseExperts
+        >>> PointwiseExperts(8, num_experts=3)(torch.rand(2, 8, 12, 10)).shape
+        torch.Size([2, 3, 8, 12, 10])
+    """
+
+    kind = "pointwise"
+
+    def __init__(self, channels: int, num_experts: int, *, norm_layer: LayerFactory = nn.BatchNorm2d) -> None:
+        super().__init__()
+        check_positive(channels=channels, num_experts=num_experts)
+        self.extend(PointwiseExpert(channels, norm_layer=norm_layer) for _ in range(num_experts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the features of every expert, stacked to (B, E, C, H, W)."""
+        return torch.stack([expert(x) for expert in self], dim=1)
+
+    def gathered(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Return the features of the selected experts, (B, K, C, H, W), without a host transfer.
+
+        The weights of the selected experts are gathered. Statistics of the norms must be frozen.
+        """
+        experts = cast(list[PointwiseExpert], list(self))
+        height, width = x.shape[2:]
+        y = x.flatten(2).unsqueeze(1)  # (B, 1, C, N)
+        y = _apply(y, [(expert.conv1, expert.norm1) for expert in experts], indices)
+        y = _apply(experts[0].act(y), [(expert.conv2, expert.norm2) for expert in experts], indices)
+        return y.view(*y.shape[:-1], height, width)
+
+
+def _apply(x: Tensor, layers: list[tuple[nn.Conv2d, nn.Module]], indices: Tensor) -> Tensor:
+    """Apply to (B, 1 or K, C, N) the 1 x 1 convolution and the norm that each of the K selected experts has."""
+    weights = torch.stack([conv.weight[:, :, 0, 0] for conv, _ in layers])
+    frozen = [frozen_norm(norm) for _, norm in layers]
+    scale, shift = (torch.stack(values) for values in zip(*frozen, strict=True))
+    y = weights.to(x.dtype)[indices] @ x
+    # Autocast may have lowered the type of y.
+    return y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)

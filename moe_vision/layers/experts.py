@@ -212,13 +212,8 @@ class DepthwiseExperts(nn.ModuleList):
         folded = x.unsqueeze(1).expand(-1, num_selected, -1, -1, -1).reshape(1, -1, *x.shape[2:])
         depthwise = self._convolve(folded, kernels)
         height, width = depthwise.shape[2:]
-        pointwise = torch.stack([expert.conv_pw.weight[:, :, 0, 0] for expert in experts])
-        scale, shift = (
-            torch.stack(values) for values in zip(*(frozen_norm(expert.norm) for expert in experts), strict=True)
-        )
-        y = pointwise.to(x.dtype)[indices] @ depthwise.view(batch, num_selected, -1, height * width)
-        # Autocast may have lowered the type of y.
-        y = y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)
+        y = depthwise.view(batch, num_selected, -1, height * width)
+        y = gathered_pointwise(y, [(expert.conv_pw, expert.norm) for expert in experts], indices)
         return cast(Tensor, experts[0].act(y.view(*y.shape[:-1], height, width)))
 
     def _kernels(self) -> Tensor:
@@ -247,7 +242,17 @@ def _depthwise(
     )
 
 
-def frozen_norm(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def gathered_pointwise(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]], indices: Tensor) -> Tensor:
+    """Apply to (B, 1 or K, C, N) the 1 x 1 convolution and the frozen norm that each of the K selected experts has."""
+    weights = torch.stack([conv.weight[:, :, 0, 0] for conv, _ in layers])
+    frozen = [_frozen_norm(norm) for _, norm in layers]
+    scale, shift = (torch.stack(values) for values in zip(*frozen, strict=True))
+    y = weights.to(x.dtype)[indices] @ x
+    # Autocast may have lowered the type of y.
+    return y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)
+
+
+def _frozen_norm(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the scale and the shift that a BatchNorm applies in eval."""
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import LayerFactory
 from moe_vision.layers.checks import check_positive
-from moe_vision.layers.experts import frozen_norm
+from moe_vision.layers.experts import gathered_pointwise
 
 
 class PointwiseExpert(nn.Module):
@@ -86,16 +86,6 @@ class PointwiseExperts(nn.ModuleList):
         experts = cast(list[PointwiseExpert], list(self))
         height, width = x.shape[2:]
         y = x.flatten(2).unsqueeze(1)  # (B, 1, C, N)
-        y = _apply(y, [(expert.conv1, expert.norm1) for expert in experts], indices)
-        y = _apply(experts[0].act(y), [(expert.conv2, expert.norm2) for expert in experts], indices)
+        y = gathered_pointwise(y, [(expert.conv1, expert.norm1) for expert in experts], indices)
+        y = gathered_pointwise(experts[0].act(y), [(expert.conv2, expert.norm2) for expert in experts], indices)
         return y.view(*y.shape[:-1], height, width)
-
-
-def _apply(x: Tensor, layers: list[tuple[nn.Conv2d, nn.Module]], indices: Tensor) -> Tensor:
-    """Apply to (B, 1 or K, C, N) the 1 x 1 convolution and the norm that each of the K selected experts has."""
-    weights = torch.stack([conv.weight[:, :, 0, 0] for conv, _ in layers])
-    frozen = [frozen_norm(norm) for _, norm in layers]
-    scale, shift = (torch.stack(values) for values in zip(*frozen, strict=True))
-    y = weights.to(x.dtype)[indices] @ x
-    # Autocast may have lowered the type of y.
-    return y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)

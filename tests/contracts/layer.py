@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every layer is tested for, under names that are the same for all of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ Arguments = dict[str, Any]
 Shape = tuple[int, ...]
 
 
-class LayerContract:
+class LayerContract(ABC):
     """Derive a ``Test...`` class, set the attributes and add ``test_feature``: the one thing the layer is for."""
 
     factory: ClassVar[Callable[..., nn.Module]]
@@ -52,8 +53,9 @@ class LayerContract:
         for changes, given, expected in self.cardinality:
             assert self.features(self.make(**changes).eval()(torch.randn(given))).shape == expected
 
+    @abstractmethod
     def test_feature(self) -> None:
-        raise NotImplementedError("each layer tests what it is for")
+        """Test what the layer is for; each has its own."""
 
     @pytest.mark.parametrize("training", [True, False])
     def test_gradcheck(self, training: bool) -> None:

@@ -3,16 +3,24 @@
 
 from moe_vision.models.backbone import YOLOMasterBackbone
 from moe_vision.models.checkpoint import load_checkpoint, save_checkpoint
+from moe_vision.models.classify_head import ClassifyHead
 from moe_vision.models.config import YOLOMasterConfig, named_config
-from moe_vision.models.heads import DetectHead, DetectMaps, DetectOutput
+from moe_vision.models.detect_head import DetectHead, DetectMaps, DetectOutput
 from moe_vision.models.neck import PathAggregationNeck
+from moe_vision.models.segment_head import SegmentHead, SegmentMaps, SegmentOutput
+from moe_vision.models.timm_backbone import TimmBackbone
 from moe_vision.models.yolo_master import YOLOMaster, create_model, list_models
 
 __all__ = [
+    "ClassifyHead",
     "DetectHead",
     "DetectMaps",
     "DetectOutput",
     "PathAggregationNeck",
+    "SegmentHead",
+    "SegmentMaps",
+    "SegmentOutput",
+    "TimmBackbone",
     "YOLOMaster",
     "YOLOMasterBackbone",
     "YOLOMasterConfig",

@@ -71,7 +71,7 @@ class YOLOMasterBackbone(nn.Module):
         self.stage3 = Stage(_down(c3, c3), _csp(c3, c4, config), backbone_block(c4, 3, config))
         self.stage4 = Stage(_down(c4, c4), _attention(c4, 4, config), backbone_block(c4, 4, config))
         self.stage5 = Stage(_down(c4, c5), _attention(c5, 1, config), backbone_block(c5, 5, config))
-        self.out_channels = (c4, c4, c5)
+        self.out_channels = config.backbone_channels
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the features P3, P4 and P5."""

@@ -14,16 +14,17 @@ class YOLOMasterConfig:
     """Everything that fixes a network's shape; a checkpoint carries it beside the weights.
 
     Args:
-        task: What the network predicts; ``detect``.
+        task: What the network predicts: ``detect``, ``segment`` or ``classify``.
         num_classes: Number of classes; changes the head alone.
+        backbone: ``yolo_master``, or the name of a timm model that has features at strides 8, 16 and 32.
         depth: Factor of the number of blocks in a stage.
         width: Factor of the number of channels.
         max_channels: Upper bound of the channels before they are scaled.
         c3k: Use the deeper inner blocks in every CSP block of the backbone too; the neck always does.
         attention_residual: Give the attention blocks a residual connection.
         mlp_ratio: Hidden width of the attention blocks' perceptrons relative to their input.
-        placement: Where the ES-MoE blocks are: ``backbone`` (after each stage), ``neck`` (after each CSP block of it),
-            ``both`` or ``none``, the dense twin.
+        placement: Where the ES-MoE blocks are: ``backbone`` (after each stage; of a timm model, before the neck),
+            ``neck`` (after each CSP block of it), ``both`` or ``none``, the dense twin.
         block: Kind of the MoE blocks: ``esmoe``, or ``pointwise`` as in the networks v0.1, which have none in the first
             stage, and in the last two twice as many experts as in the one before.
         num_experts: Experts E of each block (``pointwise``: of the first).
@@ -44,6 +45,7 @@ class YOLOMasterConfig:
 
     task: str = "detect"
     num_classes: int = 80
+    backbone: str = "yolo_master"
     depth: float = 0.5
     width: float = 0.25
     max_channels: int = 1024
@@ -72,6 +74,8 @@ class YOLOMasterConfig:
                 raise ValueError(f"{name} must be positive and finite, got {factor}")
         check_top_k(self.top_k, self.num_experts)
         self._check_block()
+        if self.task == "classify" and self.placement in ("neck", "both"):
+            raise ValueError(f"placement must be backbone or none for task='classify', got {self.placement!r}")
         if self.reg_max < 1 + self.dfl:
             raise ValueError(f"reg_max must be at least 1, and 2 with dfl, got {self.reg_max}")
 
@@ -86,6 +90,11 @@ class YOLOMasterConfig:
         check_kernel_sizes(self.kernel_sizes)
         if len(self.kernel_sizes) != self.num_experts:
             raise ValueError(f"kernel_sizes must name num_experts={self.num_experts} sizes, got {self.kernel_sizes}")
+
+    @property
+    def backbone_channels(self) -> tuple[int, int, int]:
+        """Channels of P3, P4 and P5."""
+        return self.channels(512), self.channels(512), self.channels(1024)
 
     def channels(self, base: int) -> int:
         """Scale a number of channels, rounded up to a multiple of 8."""
@@ -122,7 +131,7 @@ def _check_type(name: str, value: object, default: object) -> None:
         raise ValueError(f"{name} must be a value like {default!r}, got {value!r}")
 
 
-TASKS = ("detect",)
+TASKS = ("detect", "segment", "classify")
 BLOCKS = ("esmoe", "pointwise")
 PLACEMENTS = ("backbone", "neck", "both", "none")
 

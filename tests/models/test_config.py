@@ -37,7 +37,7 @@ def test_json_round_trip(config: YOLOMasterConfig) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("experts", 4, r"unknown fields \['experts'\]; known are \['attention_residual', 'block', 'c3k'"),
+        ("experts", 4, r"unknown fields \['experts'\]; known are \['attention_residual', 'backbone', 'block', 'c3k'"),
         ("num_classes", "80", "num_classes must be a value like 80, got '80'"),
         ("num_classes", 3.5, "num_classes must be a value like 80, got 3.5"),
         ("num_classes", True, "num_classes must be a value like 80, got True"),
@@ -53,7 +53,7 @@ def test_json_round_trip(config: YOLOMasterConfig) -> None:
         ("kernel_sizes", [3, 5], r"kernel_sizes must name num_experts=4 sizes, got \(3, 5\)"),
         ("top_k", 5, r"top_k must be in \[1, num_experts=4\], got 5"),
         ("reg_max", 0, "reg_max must be at least 1, and 2 with dfl, got 0"),
-        ("task", "juggle", "task must be one of detect, got 'juggle'"),
+        ("task", "juggle", "task must be one of detect, segment, classify, got 'juggle'"),
     ],
 )
 def test_bad_fields(field: str, value: object, message: str) -> None:
@@ -88,7 +88,7 @@ def test_configuration_is_frozen() -> None:
             "name must be one of yolo_master_n, yolo_master_s, .*, got 'yolo_master_q'",
         ),
         ({"variant": "papier"}, "variant must be one of paper, esmoe, v0_1, got 'papier'"),
-        ({"task": "juggle"}, "task must be one of detect, got 'juggle'"),
+        ({"task": "juggle"}, "task must be one of detect, segment, classify, got 'juggle'"),
         ({"experts": 4}, r"changes must be fields of YOLOMasterConfig, got \['experts'\]"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from moe_vision.models import DetectHead
-from moe_vision.models.heads import anchor_points, decode_boxes
+from moe_vision.models.anchors import anchor_points, decode_boxes
 from tests.contracts.head import HeadContract
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detection head, and the step from its raw maps to boxes.
+"""The detection head: box sides and class scores at every anchor point.
 
 Axes: B images, N anchor points of all levels in the order P3, P4, P5 and row by row, R bins a box side.
 """
@@ -12,8 +12,26 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from moe_vision.layers.convolution import ConvNormAct
+from moe_vision.models.anchors import STRIDES, anchor_points, decode_boxes
 
-STRIDES = (8, 16, 32)
+
+class DetectOutput(NamedTuple):
+    """What a detector returns in ``eval()``, before suppression.
+
+    Attributes:
+        boxes: Boxes, (B, N, 4), xyxy in pixels of the network's input; they may reach beyond it.
+        scores: Scores of the classes, (B, N, num_classes), in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from moe_vision import create_model
+        >>> output = create_model("yolo_master_n", num_classes=3).eval()(torch.rand(2, 3, 64, 64))
+        >>> output.boxes.shape, output.scores.shape
+        (torch.Size([2, 84, 4]), torch.Size([2, 84, 3]))
+    """
+
+    boxes: Tensor
+    scores: Tensor
 
 
 class DetectMaps(NamedTuple):
@@ -40,24 +58,9 @@ class DetectMaps(NamedTuple):
     points: Tensor
     strides: Tensor
 
-
-class DetectOutput(NamedTuple):
-    """What a detector returns in ``eval()``, before suppression.
-
-    Attributes:
-        boxes: Boxes, (B, N, 4), xyxy in pixels of the network's input; they may reach beyond it.
-        scores: Scores of the classes, (B, N, num_classes), in [0, 1].
-
-    Examples:
-        >>> import torch
-        >>> from moe_vision import create_model
-        >>> output = create_model("yolo_master_n", num_classes=3).eval()(torch.rand(2, 3, 64, 64))
-        >>> output.boxes.shape, output.scores.shape
-        (torch.Size([2, 84, 4]), torch.Size([2, 84, 3]))
-    """
-
-    boxes: Tensor
-    scores: Tensor
+    def output(self) -> DetectOutput:
+        """Return what the maps mean: boxes, and scores in [0, 1]."""
+        return DetectOutput(self.boxes, self.scores.float().sigmoid())
 
 
 class DetectHead(nn.Module):
@@ -85,7 +88,7 @@ class DetectHead(nn.Module):
         super().__init__()
         box_width = max(16, in_channels[0] // 4, 4 * 16)
         class_width = max(in_channels[0], min(num_classes, 100))
-        self.box_towers = nn.ModuleList(_box_tower(width, box_width, 4 * reg_max) for width in in_channels)
+        self.box_towers = nn.ModuleList(regression_tower(width, box_width, 4 * reg_max) for width in in_channels)
         self.class_towers = nn.ModuleList(_class_tower(width, class_width, num_classes) for width in in_channels)
         # A parameter that is never trained, so that it is counted and stored as in the published networks.
         self.bins = nn.Parameter(torch.arange(reg_max, dtype=torch.float32), requires_grad=False)
@@ -109,61 +112,24 @@ class DetectHead(nn.Module):
             nn.init.constant_(cast(Tensor, class_out.bias), math.log(5 / num_classes / (640 / stride) ** 2))
 
 
-def anchor_points(sizes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the centres of all cells and their strides, in pixels.
+def regression_tower(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
+    """Return two 3 x 3 convolutions and a linear one: from a level's features to numbers at its points.
 
     Args:
-        sizes: Height and width of the maps of stride 8, 16 and 32.
-        device: Where to make them.
+        in_channels: Channels of the level.
+        width: Channels in between.
+        out_channels: Numbers a point.
 
     Shape:
-        - Output: points (N, 2), x and y; strides (N,)
+        - Input: (B, in_channels, H, W)
+        - Output: (B, out_channels, H, W)
 
     Examples:
         >>> import torch
-        >>> from moe_vision.models.heads import anchor_points
-        >>> anchor_points([(1, 2), (1, 1), (1, 1)], torch.device("cpu"))[0]
-        tensor([[ 4.,  4.],
-                [12.,  4.],
-                [ 8.,  8.],
-                [16., 16.]])
+        >>> from moe_vision.models.detect_head import regression_tower
+        >>> regression_tower(64, 32, 32)(torch.rand(1, 64, 8, 8)).shape
+        torch.Size([1, 32, 8, 8])
     """
-    points, strides = [], []
-    for (height, width), stride in zip(sizes, STRIDES, strict=True):
-        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
-        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        points.append(torch.stack([grid_x, grid_y], dim=-1).view(-1, 2))
-        strides.append(torch.full((height * width,), float(stride), device=device))
-    return torch.cat(points), torch.cat(strides)
-
-
-def decode_boxes(sides: Tensor, bins: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """Turn the distributions over the box sides into boxes, by their expectation (eq. 4 of arXiv 2006.04388).
-
-    Args:
-        sides: Logits of the distance to each side, (B, N, 4, R).
-        bins: Distance that each bin stands for, in strides, (R,).
-        points: Anchor points, (N, 2), in pixels.
-        strides: Stride of each point in pixels, (N,).
-
-    Shape:
-        - Output: boxes (B, N, 4), xyxy in pixels, fp32
-
-    Examples:
-        >>> import torch
-        >>> from moe_vision.models.heads import decode_boxes
-        >>> even = torch.zeros(1, 1, 4, 3)  # over the bins 0, 1 and 2: a distance of 1 stride
-        >>> decode_boxes(even, torch.arange(3.0), torch.tensor([[12.0, 20.0]]), torch.tensor([8.0]))
-        tensor([[[ 4., 12., 20., 28.]]])
-    """
-    # A sum, not a matrix product, which autocast would run in half precision.
-    distances = (sides.float().softmax(dim=-1) * bins).sum(dim=-1) * strides[:, None]
-    left_top, right_bottom = distances.chunk(2, dim=-1)
-    return torch.cat([points - left_top, points + right_bottom], dim=-1)
-
-
-def _box_tower(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         ConvNormAct(in_channels, width, 3), ConvNormAct(width, width, 3), nn.Conv2d(width, out_channels, 1)
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the experts of a model do."""
+"""What the experts of a model do, and what they cost."""
 
+from moe_vision.diagnostics.cost import Cost, count_flops, count_parameters
 from moe_vision.diagnostics.usage import ExpertUsage
 
-__all__ = ["ExpertUsage"]
+__all__ = ["Cost", "ExpertUsage", "count_flops", "count_parameters"]

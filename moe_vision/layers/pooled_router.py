@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import LayerFactory
 from moe_vision.layers.checks import check_feature_map, check_positive
+from moe_vision.layers.precision import without_autocast
 
 POOL = 4  # pixels a side that the router averages before it convolves
 
@@ -60,7 +61,7 @@ class PooledRouter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits (B, E) of a feature map (B, C, H, W)."""
         check_feature_map(x, self.in_channels)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x = x.to(self.conv1.weight.dtype)
             if x.shape[2] > POOL and x.shape[3] > POOL:
                 x = F.avg_pool2d(x, POOL)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_vision.layers.checks import check_feature_map, check_positive
+from moe_vision.layers.precision import without_autocast
 
 
 class Routing(NamedTuple):
@@ -87,7 +88,7 @@ class DynamicRouter(nn.Module):
         """Return the logits (B, E) of a feature map (B, C, H, W)."""
         check_feature_map(x, self.in_channels)
         precise = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             pooled = x.mean(dim=(2, 3), dtype=precise)
             hidden = F.silu(_linear(pooled, self.fc1))
             return _linear(hidden, self.fc2)

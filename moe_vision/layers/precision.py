@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routing is decided in fp32, whatever precision the rest of a network runs in."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which operations on the device of ``x`` keep their precision."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device for one, on which shapes and FLOPs are found out
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)

@@ -75,6 +75,15 @@ def _add_train(commands: Any) -> None:
     command.add_argument("--model", default="yolo_master_n", help="name of the network")
     command.add_argument("--variant", default="paper", help="variant of the architecture")
     command.add_argument("--placement", default="backbone", choices=PLACEMENTS, help="where the ES-MoE blocks are")
+    command.add_argument("--backbone", default="yolo_master", help="yolo_master, or a timm model under neck and head")
+    command.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="FILE",
+        help="start from the weights that timm has for its model, or from those of a file",
+    )
     command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights and log")
     for setting in fields(TrainSettings):
         option = "--" + setting.name.replace("_", "-")
@@ -107,6 +116,8 @@ def _train(options: argparse.Namespace) -> None:
         class_names=learnt.classes,
         image_size=options.image_size,
         placement=options.placement,
+        backbone=options.backbone,
+        pretrained=options.pretrained,
     )
     metrics = Trainer(model, learnt, held_out, options.out, settings).fit()
     if not metrics:  # another process evaluates and writes

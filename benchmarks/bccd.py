@@ -62,7 +62,7 @@ def lite0_weights(folder: Path) -> Path:
     names = timm.create_model("efficientnet_lite0").state_dict()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "efficientnet_lite0.safetensors"
-    save_file(dict(zip(names, weights, strict=True)), path)
+    save_file({name: tensor.contiguous() for name, tensor in zip(names, weights, strict=True)}, path)
     return path
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from moe_vision.data import DetectionPipeline, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.inference import in_original
+from moe_vision.models import YOLOMaster
 from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks import postprocess
 
@@ -47,7 +48,7 @@ def evaluate(
         expert by the name of its layer.
 
     Raises:
-        ValueError: If ``image_size`` is not a multiple of 32.
+        ValueError: If the network's task is not to detect, or ``image_size`` is not a multiple of 32.
 
     Examples:
         >>> from moe_vision import create_model
@@ -58,6 +59,7 @@ def evaluate(
         >>> evaluate(model, scenes, image_size=64)["map"] < 0.1
         True
     """
+    check_task(model)
     check_image_size(image_size)
     model.eval()
     device = next(model.parameters()).device
@@ -74,6 +76,15 @@ def evaluate(
             truths.append(in_original(objects, height, width, image_size))
             found.append(in_original(detection, height, width, image_size))
     return {**coco_metrics(truths, found, source.classes), "experts": usage.shares()}
+
+
+def check_task(model: nn.Module) -> None:
+    """Raise ValueError if this is a network whose task is not to detect."""
+    if isinstance(model, YOLOMaster) and model.config.task != "detect":
+        raise ValueError(
+            f"task must be detect to train or evaluate, got {model.config.task!r}; for the other tasks, minimise "
+            "moe_vision.tasks.segment_loss or classify_loss in a loop of your own"
+        )
 
 
 def coco_metrics(

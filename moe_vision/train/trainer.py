@@ -23,7 +23,8 @@ from moe_vision.data import DetectionPipeline, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.models import YOLOMaster, save_checkpoint
 from moe_vision.tasks import detect_loss
-from moe_vision.train.evaluation import evaluate
+from moe_vision.train.evaluation import check_task, evaluate
+from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
 from moe_vision.train.settings import TrainSettings
 
 
@@ -35,7 +36,7 @@ class Trainer:
 
     The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
     the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors`` and
-    ``best.safetensors`` (by mAP 50:95).
+    ``best.safetensors`` (by mAP 50:95), and ``state-EPOCHS``, from which a run that was killed goes on.
 
     Args:
         model: The network; its head fits the classes of the data.
@@ -43,9 +44,12 @@ class Trainer:
         val_data: Images to evaluate on, or None.
         out: Folder for what the run writes; made if missing.
         settings: How to train.
+        resume: Go on after the last whole epoch of the run in ``out``, if it has one, and end with the same weights as
+            a run that was never interrupted.
 
     Raises:
-        ValueError: If the network has another number of classes than the data, or there are no images.
+        ValueError: If the network has another number of classes than the data, there are no images, or the run in
+            ``out`` has other settings.
 
     Examples:
         >>> import tempfile
@@ -68,13 +72,18 @@ class Trainer:
         val_data: DetectionSource | None,
         out: str | Path,
         settings: TrainSettings,
+        *,
+        resume: bool = False,
     ) -> None:
+        check_task(model)
         _check_classes(model, train_data, val_data)
         set_seed(settings.seed)
         self.settings = settings
         self.val_data = val_data
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
+        if resume:
+            _check_settings(settings, self.out / "settings.json")
         AcceleratorState._reset_state()  # it outlives a run, and would hold the next to the same precision
         self.accelerator = Accelerator(mixed_precision=settings.precision)
         self.pipeline = DetectionPipeline(
@@ -99,36 +108,50 @@ class Trainer:
             updates_per_epoch=len(self.loader),
         )
         self.step = 0
+        self.best = -1.0
+        self.metrics: dict[str, Any] = {}
+        self.accelerator.register_for_checkpointing(self.ema, self)
+        self.epochs_done = load_run_state(self.accelerator, self.out) if resume else 0
 
     def fit(self) -> dict[str, Any]:
         """Train all epochs and return the metrics of the last evaluation.
 
         They are empty without ``val_data``, and in all processes but the main one, which evaluates.
         """
-        settings, metrics, best = self.settings, {}, -1.0
+        settings = self.settings
         if self.accelerator.is_main_process:
             (self.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
-            (self.out / "log.jsonl").write_text("")
-        for epoch in range(settings.epochs):
+            self._keep_log_lines(self.epochs_done)
+            remove_run_states(self.out, keep=self.epochs_done)
+        for epoch in range(self.epochs_done, settings.epochs):
             start = time.perf_counter()
             line = {"epoch": epoch + 1, **self._train_epoch(epoch)}
             last = epoch + 1 == settings.epochs
             if self.val_data is not None and (last or (epoch + 1) % settings.eval_every == 0):
-                metrics = self._evaluate()
-                line["metrics"] = metrics
+                self.metrics = line["metrics"] = self._evaluate()
             if self.accelerator.is_main_process:
                 self._save("last")
-                if metrics and metrics["map"] > best:
-                    best = metrics["map"]
+                if self.metrics and self.metrics["map"] > self.best:
+                    self.best = self.metrics["map"]
                     self._save("best")
                 self._log({**line, "seconds": round(time.perf_counter() - start, 2)})
+            save_run_state(self.accelerator, self.out, epoch + 1)
         self.accelerator.end_training()
-        return metrics
+        return self.metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on, besides model, optimizer and random numbers."""
+        return {"step": self.step, "best": self.best, "metrics": self.metrics}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         settings = self.settings
         closed = epoch >= settings.epochs - settings.close_mosaic
         self.pipeline.set_epoch(epoch, mosaic=0.0 if closed else settings.mosaic)
+        self.loader.set_epoch(epoch)  # it counts its epochs itself, and would tell the pipeline its own count
         self.model.train()
         usage = ExpertUsage(self.accelerator.unwrap_model(self.model))
         sums: Counter[str] = Counter()
@@ -184,6 +207,12 @@ class Trainer:
     def _save(self, name: str) -> None:
         save_checkpoint(cast(YOLOMaster, self.ema.module), self.out / f"{name}.safetensors")
 
+    def _keep_log_lines(self, count: int) -> None:
+        """Drop the lines of an epoch that was not finished."""
+        path = self.out / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if count else []
+        path.write_text("".join(lines[:count]))
+
     def _log(self, line: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -200,3 +229,13 @@ def _check_classes(model: YOLOMaster, *sources: DetectionSource | None) -> None:
                 f"model must have as many classes as the data, {len(source.classes)} ({', '.join(source.classes)}), "
                 f"got num_classes={model.config.num_classes}"
             )
+
+
+def _check_settings(settings: TrainSettings, written: Path) -> None:
+    """Raise ValueError if a run in the folder was started with other settings."""
+    if not written.is_file():
+        return
+    before = json.loads(written.read_text())
+    for name, value in asdict(settings).items():
+        if name != "num_workers" and before.get(name) != value:
+            raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")

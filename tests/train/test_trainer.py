@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
 
 def test_files(run: tuple[Path, dict[str, Any]]) -> None:
     out, _ = run
-    names = ["best.safetensors", "last.safetensors", "log.jsonl", "settings.json"]
+    names = ["best.safetensors", "last.safetensors", "log.jsonl", "settings.json", "state-2"]
     assert sorted(path.name for path in out.iterdir()) == names
     settings = json.loads((out / "settings.json").read_text())
     assert TrainSettings(**settings) == TrainSettings(

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_val(commands)
     _add_predict(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -85,6 +86,7 @@ def _add_train(commands: Any) -> None:
         help="start from the weights that timm has for its model, or from those of a file",
     )
     command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights and log")
+    command.add_argument("--resume", action="store_true", help="go on with the run in --out, if it was interrupted")
     for setting in fields(TrainSettings):
         option = "--" + setting.name.replace("_", "-")
         command.add_argument(
@@ -119,7 +121,7 @@ def _train(options: argparse.Namespace) -> None:
         backbone=options.backbone,
         pretrained=options.pretrained,
     )
-    metrics = Trainer(model, learnt, held_out, options.out, settings).fit()
+    metrics = Trainer(model, learnt, held_out, options.out, settings, resume=options.resume).fit()
     if not metrics:  # another process evaluates and writes
         return
     _print_metrics(metrics)
@@ -193,6 +195,21 @@ def _predict(options: argparse.Namespace) -> None:
     (options.out / "detections.json").write_text(json.dumps(records, indent=2))
     count = sum(len(record["detections"]) for record in records)
     print(f"{count} detections in {len(records)} images, {skipped} skipped; written to {options.out}")
+
+
+def _add_convert(commands: Any) -> None:
+    command = commands.add_parser("convert", help="turn a released file of weights into a checkpoint; runs no code of it")
+    command.add_argument("source", type=Path, help="a released .pt, or a state_dict in .pt or .safetensors")
+    command.add_argument("out", type=Path, help="checkpoint to write, ending in .safetensors")
+    command.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from moe_vision.models import load_official, save_checkpoint
+
+    model, report = load_official(options.source)
+    save_checkpoint(model, options.out)
+    print(f"{report}\nWritten to {options.out}")
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:

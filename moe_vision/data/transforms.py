@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transforms of a detection sample: letterbox for evaluation, flips and colour jitter for training."""
+"""The transforms of a sample: letterbox (to classify, a crop) for evaluation, flips and colour jitter for training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +27,24 @@ def eval_transform(size: int) -> Transform:
         torch.Size([3, 320, 320])
     """
     return v2.Compose([Letterbox(size), v2.ToDtype(torch.float32, scale=True)])  # type: ignore[no-any-return]
+
+
+def classify_transform(size: int) -> Transform:
+    """Resize the shorter side, crop the centre to a size x size square, then float in [0, 1].
+
+    Args:
+        size: Side of the square in pixels.
+
+    Shape:
+        - Input: image (3, H, W), uint8
+        - Output: image (3, size, size), float32 in [0, 1]
+
+    Examples:
+        >>> classify_transform(224)(torch.zeros(3, 480, 640, dtype=torch.uint8)).shape
+        torch.Size([3, 224, 224])
+    """
+    resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(size), v2.ToDtype(torch.float32, scale=True)])  # type: ignore[no-any-return]
 
 
 def train_transform(*, hflip: float = 0.5, vflip: float = 0.0) -> Transform:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Task-aligned assignment: which anchor points answer for which object.
 
-Axes: N anchor points, M objects of an image.
+Axes: B images, N anchor points, M objects of an image, P points that answer for an object.
 """
 
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -33,6 +35,69 @@ class Assignment(NamedTuple):
     points: Tensor
     objects: Tensor
     quality: Tensor
+
+
+class BatchAssignment(NamedTuple):
+    """The anchor points of a batch that answer for an object, image by image.
+
+    Attributes:
+        images: Index of the image of each of those points, (P,), int64.
+        points: Indices of the points, (P,), int64.
+        objects: Index of the object each answers for among those of all images, one image after the other, (P,), int64.
+        quality: Target of the class score, (P,), in [0, 1].
+        total: Sum of the qualities, at least 1, a scalar: what the terms of a loss are divided by.
+
+    Examples:
+        >>> import torch
+        >>> from moe_vision.losses.assign import BatchAssignment
+        >>> one = torch.tensor([0])
+        >>> BatchAssignment(one, torch.tensor([5]), one, torch.tensor([0.7]), torch.tensor(1.0)).points
+        tensor([5])
+    """
+
+    images: Tensor
+    points: Tensor
+    objects: Tensor
+    quality: Tensor
+    total: Tensor
+
+
+@torch.no_grad()
+def assign_batch(
+    boxes: Tensor, scores: Tensor, points: Tensor, targets: Sequence[Mapping[str, Tensor]]
+) -> BatchAssignment:
+    """Assign the anchor points of each image with `task_aligned_assign`, once for all terms of a loss.
+
+    Args:
+        boxes: Predicted boxes, (B, N, 4), xyxy in pixels.
+        scores: Logits of the classes, (B, N, num_classes).
+        points: Anchor points, (N, 2), in pixels.
+        targets: For each image ``boxes`` (M, 4), xyxy in pixels, and ``labels`` (M,), int64 from 0; M may be 0.
+
+    Shape:
+        - Output: `BatchAssignment`; P = 0 if no image has an object
+
+    Examples:
+        >>> import torch
+        >>> from moe_vision.losses.assign import assign_batch
+        >>> target = {"boxes": torch.tensor([[0.0, 0.0, 8.0, 8.0]]), "labels": torch.tensor([0])}
+        >>> points = torch.tensor([[12.0, 4.0], [4.0, 4.0]])
+        >>> assign_batch(target["boxes"].expand(1, 2, 4), torch.zeros(1, 2, 1), points, [target]).points
+        tensor([1])
+    """
+    assigned = [
+        task_aligned_assign(image_scores, image_boxes, points, target["boxes"], target["labels"])
+        for image_scores, image_boxes, target in zip(scores.float().sigmoid(), boxes, targets, strict=True)
+    ]
+    counts = [0, *(len(target["labels"]) for target in targets)]
+    quality = torch.cat([one.quality for one in assigned])
+    return BatchAssignment(
+        images=torch.cat([torch.full_like(one.points, image) for image, one in enumerate(assigned)]),
+        points=torch.cat([one.points for one in assigned]),
+        objects=torch.cat([one.objects + before for one, before in zip(assigned, accumulate(counts), strict=False)]),
+        quality=quality,
+        total=quality.sum().clamp(min=1),
+    )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
 
-from moe_vision.losses.assign import task_aligned_assign
+from moe_vision.losses.assign import BatchAssignment, assign_batch
 
 BOX_GAIN = 7.5
 CLASS_GAIN = 0.5
@@ -27,6 +27,7 @@ def detection_loss(
     targets: Sequence[Mapping[str, Tensor]],
     *,
     dfl: bool = False,
+    assigned: BatchAssignment | None = None,
 ) -> dict[str, Tensor]:
     """Compare a detector's raw maps with the objects of each image.
 
@@ -42,6 +43,7 @@ def detection_loss(
         strides: Stride of each anchor point in pixels.
         targets: For each image ``boxes`` (M, 4), xyxy in pixels, and ``labels`` (M,), int64 from 0; M may be 0.
         dfl: Include the distribution focal loss.
+        assigned: What `assign_batch` says of these boxes and scores, for a loss that reads it too; made if None.
 
     Shape:
         - sides: (B, N, 4, R)
@@ -61,18 +63,11 @@ def detection_loss(
         >>> sorted(detection_loss(*maps, [target, empty]))
         ['box', 'class']
     """
+    assigned = assign_batch(boxes, scores, points, targets) if assigned is None else assigned
+    rows, columns, quality, total = assigned.images, assigned.points, assigned.quality, assigned.total
+    goal, labels = (torch.cat([target[name] for target in targets])[assigned.objects] for name in ("boxes", "labels"))
     scores, wanted = scores.float(), torch.zeros_like(scores, dtype=torch.float32)
-    images, chosen, qualities, goals = [], [], [], []
-    for image, target in enumerate(targets):
-        labels = target["labels"]
-        assigned = task_aligned_assign(scores[image].sigmoid(), boxes[image], points, target["boxes"], labels)
-        wanted[image, assigned.points, labels[assigned.objects]] = assigned.quality
-        images.append(torch.full_like(assigned.points, image))
-        chosen.append(assigned.points)
-        qualities.append(assigned.quality)
-        goals.append(target["boxes"][assigned.objects])
-    rows, columns, quality, goal = torch.cat(images), torch.cat(chosen), torch.cat(qualities), torch.cat(goals)
-    total = wanted.sum().clamp(min=1)
+    wanted[rows, columns, labels] = quality
 
     class_loss = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
     box_loss = (complete_box_iou_loss(boxes[rows, columns], goal) * quality).sum()

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detection task: its targets, its loss and what becomes of a network's output."""
+"""The detection task: its targets and its loss."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from moe_vision.losses.balance import auxiliary_loss
 from moe_vision.losses.detection import detection_loss
-from moe_vision.models import DetectMaps, DetectOutput, YOLOMaster
-
-# More candidates than this before suppression change no result worth having, and its time grows with their square.
-MAX_CANDIDATES = 5000
+from moe_vision.models import DetectMaps, YOLOMaster
 
 
 def detect_loss(
@@ -85,52 +81,3 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], *, batch: int, num_cl
             raise ValueError(f"{name}['labels'] must be in [0, num_classes={num_classes}), got {wrong[0]}")
         if not bool(torch.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()):
             raise ValueError(f"{name}['boxes'] must be finite xyxy with x1 < x2 and y1 < y2, got {boxes.tolist()}")
-
-
-@torch.no_grad()
-def postprocess(
-    output: DetectOutput, *, score: float = 0.25, iou: float = 0.7, max_detections: int = 300
-) -> list[dict[str, Tensor]]:
-    """Keep the boxes that score well and do not repeat a better one of their class.
-
-    An anchor point may give a box for each class. Suppression is `torchvision.ops.batched_nms`.
-
-    Args:
-        output: A detector's output in eval.
-        score: Lowest score to keep, in [0, 1].
-        iou: Overlap with a better box of the same class above which a box is dropped, in [0, 1].
-        max_detections: Most boxes to keep in an image, the best first.
-
-    Shape:
-        - Output: for each image ``boxes`` (D, 4), xyxy in pixels, ``scores`` (D,), descending, ``labels`` (D,), int64
-
-    Raises:
-        ValueError: If ``score`` or ``iou`` is not in [0, 1] or ``max_detections`` is below 1.
-
-    Examples:
-        >>> import torch
-        >>> from moe_vision.models import DetectOutput
-        >>> from moe_vision.tasks import postprocess
-        >>> boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 11.0]]])
-        >>> postprocess(DetectOutput(boxes, torch.tensor([[[0.5], [0.75]]])))[0]["scores"]
-        tensor([0.7500])
-    """
-    for name, value in {"score": score, "iou": iou}.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
-    return [
-        _suppress(boxes, scores, score, iou, max_detections)
-        for boxes, scores in zip(output.boxes, output.scores, strict=True)
-    ]
-
-
-def _suppress(boxes: Tensor, scores: Tensor, score: float, iou: float, max_detections: int) -> dict[str, Tensor]:
-    points, labels = (scores > score).nonzero(as_tuple=True)
-    values = scores[points, labels]
-    if values.numel() > MAX_CANDIDATES:
-        values, best = values.topk(MAX_CANDIDATES)
-        points, labels = points[best], labels[best]
-    kept = batched_nms(boxes[points], values, labels, iou)[:max_detections]
-    return {"boxes": boxes[points[kept]], "scores": values[kept], "labels": labels[kept]}

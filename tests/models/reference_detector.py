@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A detector with the weights of the reference measurements: random, but with life in every layer."""
+"""Networks with the weights of the reference measurements: random, but with life in every layer."""
 
 import json
 from functools import cache
@@ -18,19 +18,25 @@ RELEASED = {"num_experts": 3, "top_k": 3, "kernel_sizes": (3, 5, 7)}
 
 
 def reference_detector(**settings: Any) -> YOLOMaster:
-    """Build the released network in eval and fill it by rule."""
-    return filled_by_rule(create_model("yolo_master_n", **{**RELEASED, **settings}), "det-n")
+    """Build the released detector in eval and fill it by rule."""
+    return reference_network("detect", "det-n", **settings)
+
+
+def reference_network(task: str, fixture: str, **settings: Any) -> YOLOMaster:
+    """Build the released network of a task in eval and fill it by rule."""
+    return filled_by_rule(create_model("yolo_master_n", task=task, **{**RELEASED, **settings}), fixture)
 
 
 def filled_by_rule(model: YOLOMaster, fixture: str) -> YOLOMaster:
     """Fill a network with the weights of a fixture, the entries of both in the same order."""
     shapes = {key: tuple(shape) for key, shape in reference_facts(fixture)["state_dict"].items() if "dfl" not in key}
-    own = {name: tensor for name, tensor in model.state_dict().items() if name != "head.bins"}
+    own = model.state_dict()
+    bins = {name: own.pop(name) for name in list(own) if name.endswith(".bins")}  # fixed in both
     state = {
         name: torch.from_numpy(fill(key, shape)).reshape(tensor.shape)
         for (name, tensor), (key, shape) in zip(own.items(), shapes.items(), strict=True)
     }
-    model.load_state_dict({**state, "head.bins": model.head.bins})
+    model.load_state_dict({**state, **bins})
     return model.eval()
 
 
@@ -45,10 +51,19 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def busy_detector() -> YOLOMaster:
     """Build a detector that finds small boxes everywhere in images of 64 pixels; an image selects 2 of 3 experts."""
-    model = reference_detector(top_k=2)
+    return _busy(reference_detector(top_k=2))
+
+
+def busy_segmenter() -> YOLOMaster:
+    """Build its like that finds masks in the boxes too."""
+    return _busy(reference_network("segment", "seg-n", top_k=2))
+
+
+def _busy(model: YOLOMaster) -> YOLOMaster:
     model.image_size = 64
+    head = model.head.detection if model.config.task == "segment" else model.head
     with torch.no_grad():
-        for tower in model.head.box_towers:
+        for tower in head.box_towers:
             # Probabilities that fall by e a bin: sides of about 0.6 strides.
             tower[-1].bias.copy_(-torch.arange(16.0).repeat(4))
     return model

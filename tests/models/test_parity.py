@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector against measurements of the reference: same weights, same boxes, same scores."""
-
-from collections.abc import Iterator
+"""The networks against measurements of the reference: same weights, same boxes, scores, masks and classes."""
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from moe_vision import create_model
+from moe_vision import ESMoE, create_model
+from moe_vision.models import YOLOMaster
+from moe_vision.tasks import class_scores
 from tests.models.reference_detector import (
     FIXTURES,
     filled_by_rule,
     reference_detector,
     reference_facts,
+    reference_network,
     relative_error,
 )
 from tests.strategies import EXECUTORS
@@ -24,50 +25,85 @@ def images() -> Tensor:
     return torch.from_numpy(np.random.default_rng(7).random((1, 3, 96, 128), dtype=np.float32))
 
 
-@pytest.fixture(scope="module")
-def measured() -> Iterator[dict[str, Tensor]]:
-    with np.load(FIXTURES / "det-n.npz") as arrays:
-        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+def measured(fixture: str) -> dict[str, Tensor]:
+    with np.load(FIXTURES / f"{fixture}.npz") as arrays:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def dispatched(model: YOLOMaster, dispatch: str) -> YOLOMaster:
+    layers = [module for module in model.modules() if isinstance(module, ESMoE)]
+    assert len(layers) == (3 if model.config.block == "pointwise" else 4)
+    for layer in layers:
+        layer.dispatch = dispatch
+    return model
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Turn centre, width and height, (4, N), into xyxy, (N, 4)."""
+    x, y, width, height = boxes
+    return torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=-1)
 
 
 @pytest.mark.parametrize("dispatch", ["auto", *EXECUTORS])
-def test_boxes_and_scores_equal_the_reference(dispatch: str, images: Tensor, measured: dict[str, Tensor]) -> None:
-    model = reference_detector()
-    for stage in (model.backbone.stage2, model.backbone.stage3, model.backbone.stage4, model.backbone.stage5):
-        stage.moe.dispatch = dispatch
+def test_boxes_and_scores_equal_the_reference(dispatch: str, images: Tensor) -> None:
+    expected = measured("det-n")["out.0"][0]
     with torch.inference_mode():
-        output = model(images)
-    x, y, width, height = measured["out.0"][0, :4]
-    expected = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=-1)
-    assert relative_error(output.boxes[0], expected) <= 1e-4
-    assert relative_error(output.scores[0], measured["out.0"][0, 4:].T) <= 1e-4
+        output = dispatched(reference_detector(), dispatch)(images)
+    assert relative_error(output.boxes[0], corners(expected[:4])) <= 1e-4
+    assert relative_error(output.scores[0], expected[4:].T) <= 1e-4
 
 
 @pytest.mark.parametrize("dispatch", ["auto", *EXECUTORS])
 def test_v0_1_equals_the_reference(dispatch: str, images: Tensor) -> None:
-    model = filled_by_rule(create_model("yolo_master_n", variant="v0_1"), "v01-det-n").eval()
-    for stage in (model.backbone.stage3, model.backbone.stage4, model.backbone.stage5):
-        stage.moe.dispatch = dispatch
-    with np.load(FIXTURES / "v01-det-n.npz") as arrays:
-        measured = torch.from_numpy(arrays["out.0"])[0]
+    model = filled_by_rule(create_model("yolo_master_n", variant="v0_1"), "v01-det-n")
+    expected = measured("v01-det-n")["out.0"][0]
     with torch.inference_mode():
-        output = model(images)
-    x, y, width, height = measured[:4]
-    expected = torch.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], dim=-1)
-    assert relative_error(output.boxes[0], expected) <= 1e-4
-    assert relative_error(output.scores[0], measured[4:].T) <= 1e-4
+        output = dispatched(model, dispatch)(images)
+    assert relative_error(output.boxes[0], corners(expected[:4])) <= 1e-4
+    assert relative_error(output.scores[0], expected[4:].T) <= 1e-4
 
 
-def test_raw_maps_equal_the_reference(images: Tensor, measured: dict[str, Tensor]) -> None:
-    model = reference_detector()
+@pytest.mark.parametrize("dispatch", ["auto", *EXECUTORS])
+def test_segmentation_equals_the_reference(dispatch: str, images: Tensor) -> None:
+    model, expected = reference_network("segment", "seg-n"), measured("seg-n")
+    with torch.inference_mode():
+        output = dispatched(model, dispatch)(images)
+    boxes, scores, coefficients = expected["out.0"][0].split([4, 80, 32])
+    assert relative_error(output.boxes[0], corners(boxes)) <= 1e-4
+    assert relative_error(output.scores[0], scores.T) <= 1e-4
+    assert relative_error(output.coefficients[0], coefficients.T) <= 1e-4
+    assert torch.equal(coefficients, expected["out.1.1"][0])
+    assert relative_error(output.prototypes, expected["out.1.2"]) <= 1e-4
+
+
+@pytest.mark.parametrize("dispatch", ["auto", *EXECUTORS])
+def test_classification_equals_the_reference(dispatch: str, images: Tensor) -> None:
+    model, expected = reference_network("classify", "cls-n"), measured("cls-n")
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-5  # released classifiers have torch's default, unlike detectors, which have 1e-3
+    with torch.inference_mode():
+        logits = dispatched(model, dispatch)(images)
+    assert relative_error(logits, expected["out.1"]) <= 1e-4
+    assert relative_error(class_scores(logits)[0]["scores"], expected["out.0"][0]) <= 1e-4
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_raw_maps_equal_the_reference(task: str, images: Tensor) -> None:
+    fixture, prefix = ("det-n", "out.1") if task == "detect" else ("seg-n", "out.1.0")
+    model, expected = reference_network(task, fixture), measured(fixture)
     with torch.inference_mode():
         maps = model.head(model.neck(*model.backbone(images)))
-    levels = [measured[f"out.1.{level}"].flatten(2)[0] for level in range(3)]  # 64 rows of sides, 80 of classes
+    maps = maps.detection if task == "segment" else maps
+    levels = [expected[f"{prefix}.{level}"].flatten(2)[0] for level in range(3)]  # 64 rows of sides, 80 of classes
     sides, scores = torch.cat(levels, dim=1).split([64, 80])
     assert relative_error(maps.sides[0].flatten(1), sides.T) <= 1e-4
     assert relative_error(maps.scores[0], scores.T) <= 1e-4
 
 
-def test_number_of_entries_equals_the_reference() -> None:
-    # 811 entries: the fixed weights of the expectation are ours too, as head.bins.
-    assert len(reference_detector().state_dict()) == len(reference_facts()["state_dict"]) == 811
+@pytest.mark.parametrize(
+    ("task", "fixture", "count"), [("detect", "det-n", 811), ("segment", "seg-n", 873), ("classify", "cls-n", 470)]
+)
+def test_number_of_entries_equals_the_reference(task: str, fixture: str, count: int) -> None:
+    # The fixed weights of the expectation are ours too, as bins.
+    assert len(reference_network(task, fixture).state_dict()) == len(reference_facts(fixture)["state_dict"]) == count

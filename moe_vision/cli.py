@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 # Extra to install for a module that may be missing.
-EXTRAS = {"accelerate": "train", "faster_coco_eval": "train", "tqdm": "train", "matplotlib": "visualize"}
+EXTRAS = {
+    "accelerate": "train",
+    "faster_coco_eval": "train",
+    "tqdm": "train",
+    "contourpy": "visualize",
+    "matplotlib": "visualize",
+}
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -158,7 +164,7 @@ def _val(options: argparse.Namespace) -> None:
 
 
 def _add_predict(commands: Any) -> None:
-    command = commands.add_parser("predict", help="detect objects in images; writes pictures and a JSON")
+    command = commands.add_parser("predict", help="detect, segment or classify images; writes pictures and a JSON")
     command.add_argument("weights", type=Path, help="a checkpoint")
     command.add_argument("images", type=Path, nargs="+", help="images, or folders of images")
     command.add_argument("--out", type=Path, default=Path("runs/predict"), help="folder for the results")
@@ -172,7 +178,6 @@ def _predict(options: argparse.Namespace) -> None:
     from moe_vision.data import to_image
     from moe_vision.inference import predict
     from moe_vision.models import load_checkpoint
-    from moe_vision.visualize import draw_detections, save_picture
 
     model = load_checkpoint(options.weights)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -187,18 +192,31 @@ def _predict(options: argparse.Namespace) -> None:
             continue
         limits = {"score": options.score, "iou": options.iou, "max_detections": options.max_detections}
         found = predict(model, image, **limits)[0]
-        picture = f"{len(records):04d}-{path.stem}.jpg"  # numbered, since two folders may hold the same name
-        save_picture(draw_detections(image, found, model.class_names), options.out / picture)
-        records.append({"image": str(path), "picture": picture, "detections": _describe(found, model.class_names)})
+        name = f"{len(records):04d}-{path.stem}.jpg"  # numbered, since two folders may hold the same name
+        records.append({"image": str(path), **_record(found, image, model.class_names, options.out, name)})
     if not records:
         raise ValueError(f"images must hold at least one that can be read, got {skipped} that can't")
-    (options.out / "detections.json").write_text(json.dumps(records, indent=2))
-    count = sum(len(record["detections"]) for record in records)
-    print(f"{count} detections in {len(records)} images, {skipped} skipped; written to {options.out}")
+    kind = "classes" if model.config.task == "classify" else "detections"
+    (options.out / f"{kind}.json").write_text(json.dumps(records, indent=2))
+    count = sum(len(record[kind]) for record in records)
+    print(f"{count} {kind} in {len(records)} images, {skipped} skipped; written to {options.out}")
+
+
+def _record(found: dict[str, Any], image: Any, names: Sequence[str], out: Path, picture: str) -> dict[str, Any]:
+    """Return what the JSON says of an image; where boxes were found, draw them into a picture."""
+    if "boxes" not in found:
+        return {"classes": _describe_classes(found, names)}
+    from moe_vision.visualize import draw_detections, save_picture
+
+    detections = _describe(found, names)
+    save_picture(draw_detections(image, found, names), out / picture)
+    return {"picture": picture, "detections": detections}
 
 
 def _add_convert(commands: Any) -> None:
-    command = commands.add_parser("convert", help="turn a released file of weights into a checkpoint; runs no code of it")
+    command = commands.add_parser(
+        "convert", help="turn a released file of weights into a checkpoint; runs no code of it"
+    )
     command.add_argument("source", type=Path, help="a released .pt, or a state_dict in .pt or .safetensors")
     command.add_argument("out", type=Path, help="checkpoint to write, ending in .safetensors")
     command.set_defaults(run=_convert)
@@ -229,10 +247,22 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _describe(found: dict[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
     rows = zip(found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True)
-    return [
+    records: list[dict[str, Any]] = [
         {"class": class_names[label], "score": round(score, 4), "box": [round(side, 2) for side in box]}
         for label, score, box in rows
     ]
+    if "masks" in found:
+        from moe_vision.tasks import mask_polygons
+
+        for record, mask in zip(records, found["masks"], strict=True):
+            record["polygons"] = [polygon.flatten().tolist() for polygon in mask_polygons(mask)]
+    return records
+
+
+def _describe_classes(found: dict[str, Any], class_names: Sequence[str], most: int = 5) -> list[dict[str, Any]]:
+    scores, labels = found["scores"].topk(min(most, len(class_names)))
+    rows = zip(labels.tolist(), scores.tolist(), strict=True)
+    return [{"class": class_names[label], "score": round(score, 4)} for label, score in rows]
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_vision.layers.precision import without_autocast
@@ -149,9 +150,13 @@ def mask_polygons(mask: Tensor, *, left: int = 0, top: int = 0) -> list[Tensor]:
     """
     import contourpy
 
-    ring = torch.nn.functional.pad(mask.cpu().to(torch.uint8), (1, 1, 1, 1))  # so that every contour closes
-    # The centre of the ring's first pixel lies at (-0.5, -0.5).
-    corner = torch.tensor([left - 0.5, top - 0.5])
+    rows, columns = (mask.any(dim=axis).nonzero().flatten().tolist() for axis in (1, 0))
+    if not rows:
+        return []
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    ring = F.pad(mask.cpu().to(torch.uint8), (1, 1, 1, 1))  # so that every contour closes
+    # The centre of the ring's first pixel is half a pixel above and to the left of the mask.
+    corner = torch.tensor([left + columns[0] - 0.5, top + rows[0] - 0.5])
     outlines = contourpy.contour_generator(z=ring.numpy()).lines(0.5)
     return [torch.from_numpy(outline[:-1]).float() + corner for outline in outlines]
 

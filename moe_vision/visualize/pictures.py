@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
-from torchvision.utils import draw_bounding_boxes, make_grid
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
 # Paul Tol's bright scheme, told apart by colour-blind people too; a class takes the colour of its number.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#EE7733", "#009988")
@@ -16,11 +16,12 @@ COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#E
 def draw_detections(
     image: Tensor, detections: Mapping[str, Tensor], class_names: Sequence[str], *, text: bool = True
 ) -> Tensor:
-    """Draw boxes, in a colour a class, with class and score.
+    """Draw boxes, and masks if there are some, in a colour a class, with class and score.
 
     Args:
         image: RGB image, (3, H, W), uint8.
-        detections: ``boxes`` (D, 4), xyxy in pixels, ``labels`` (D,) and perhaps ``scores`` (D,).
+        detections: ``boxes`` (D, 4), xyxy in pixels, ``labels`` (D,) and perhaps ``scores`` (D,) and ``masks``
+            (D, H, W), bool.
         class_names: Names of the classes.
         text: Write class and score beside each box.
 
@@ -41,11 +42,14 @@ def draw_detections(
     if "scores" in detections:
         scores = detections["scores"].tolist()
         captions = [f"{caption} {score:.2f}" for caption, score in zip(captions, scores, strict=True)]
+    colours = [COLOURS[label % len(COLOURS)] for label in labels]
+    if "masks" in detections:
+        image = draw_segmentation_masks(image, detections["masks"], alpha=0.5, colors=colours)
     drawn: Tensor = draw_bounding_boxes(
         image,
         detections["boxes"],
         labels=captions if text else None,
-        colors=[COLOURS[label % len(COLOURS)] for label in labels],
+        colors=colours,
         width=max(2, round(max(image.shape[1:]) / 300)),
         label_colors="white",
         fill_labels=True,
@@ -61,7 +65,7 @@ def comparison_sheet(
     *,
     size: int = 256,
 ) -> Tensor:
-    """Lay out images in pairs: on the left the objects that are there, on the right the detections.
+    """Lay out images in pairs: on the left the boxes of the objects that are there, on the right those detected.
 
     Args:
         images: RGB images, (3, H, W), uint8.
@@ -87,7 +91,8 @@ def comparison_sheet(
         large = F.resize(image, [max(1, round(side * scale)) for side in image.shape[1:]], antialias=True)
         canvas = torch.full((3, size, size), 255, dtype=torch.uint8)
         for objects in (truth, detections):
-            drawn = draw_detections(large, {**objects, "boxes": objects["boxes"] * scale}, class_names)
+            kept = {name: objects[name] for name in ("labels", "scores") if name in objects}
+            drawn = draw_detections(large, {**kept, "boxes": objects["boxes"] * scale}, class_names)
             tile = canvas.clone()
             tile[:, : drawn.shape[1], : drawn.shape[2]] = drawn
             tiles.append(tile)

@@ -68,6 +68,9 @@ class AreaBlock(nn.Module):
         area: Number of bands of the attention.
         mlp_ratio: Hidden width of the perceptron relative to ``channels``.
 
+    Attributes:
+        drop_path: Stochastic depth of both residual branches, an identity unless replaced.
+
     Shape:
         - Input: (B, channels, H, W)
         - Output: as the input
@@ -84,14 +87,15 @@ class AreaBlock(nn.Module):
         hidden = int(channels * mlp_ratio)
         self.attn = AreaAttention(channels, area)
         self.mlp = nn.Sequential(ConvNormAct(channels, hidden), ConvNormAct(hidden, channels, act=False))
+        self.drop_path: nn.Module = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature map after attention and perceptron."""
-        x = x + self.attn(x)
-        return x + cast(Tensor, self.mlp(x))
+        x = x + self.drop_path(self.attn(x))
+        return x + cast(Tensor, self.drop_path(self.mlp(x)))
 
 
 class A2C2f(nn.Module):

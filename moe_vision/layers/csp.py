@@ -16,6 +16,9 @@ class Bottleneck(nn.Module):
         channels: Channels of input and output.
         expansion: Width of the first convolution's output relative to ``channels``.
 
+    Attributes:
+        drop_path: Stochastic depth of the residual branch, an identity unless replaced.
+
     Shape:
         - Input: (B, channels, H, W)
         - Output: as the input
@@ -32,10 +35,11 @@ class Bottleneck(nn.Module):
         hidden = int(channels * expansion)
         self.conv1 = ConvNormAct(channels, hidden, 3)
         self.conv2 = ConvNormAct(hidden, channels, 3)
+        self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` plus its two convolutions."""
-        return x + cast(Tensor, self.conv2(self.conv1(x)))
+        return x + cast(Tensor, self.drop_path(self.conv2(self.conv1(x))))
 
 
 class C3k(nn.Module):

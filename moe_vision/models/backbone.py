@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The YOLO-Master backbone: a stem and four stages, each ending in an MoE block."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moe_vision.layers.area_attention import A2C2f
 from moe_vision.layers.convolution import ConvNormAct
@@ -19,6 +22,9 @@ class Stage(nn.Module):
         downsample: Module that halves height and width.
         blocks: Module that keeps height and width.
         moe: The MoE block, or an identity.
+
+    Attributes:
+        grad_checkpointing: In training, keep only the input and compute the rest again in backward, to save memory.
 
     Shape:
         - Input: (B, C_in, H, W)
@@ -39,10 +45,36 @@ class Stage(nn.Module):
         self.downsample = downsample
         self.blocks = blocks
         self.moe = moe
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the stage."""
+        if self.grad_checkpointing and self.training:
+            return checkpoint(self._features, x, use_reentrant=False, context_fn=self._contexts)
+        return self._features(x)
+
+    def _features(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.moe(self.blocks(self.downsample(x))))
+
+    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_statistics(self)
+
+
+@contextmanager
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep the norms from counting a batch that is computed a second time."""
+    momenta = {norm: norm.momentum for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)}
+    counts = [count for name, count in module.named_buffers() if name.endswith("num_batches_tracked")]
+    before = [count.clone() for count in counts]
+    for norm in momenta:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)
 
 
 class YOLOMasterBackbone(nn.Module):
@@ -50,9 +82,10 @@ class YOLOMasterBackbone(nn.Module):
 
     Args:
         config: The architecture.
+        in_channels: Channels of the images.
 
     Shape:
-        - Input: images (B, 3, H, W) in [0, 1], H and W multiples of 32
+        - Input: images (B, in_channels, H, W) in [0, 1], H and W multiples of 32
         - Output: P3 (B, C3, H / 8, W / 8), P4 (B, C4, H / 16, W / 16), P5 (B, C5, H / 32, W / 32)
 
     Examples:
@@ -63,10 +96,10 @@ class YOLOMasterBackbone(nn.Module):
         [(128, 8, 12), (128, 4, 6), (256, 2, 3)]
     """
 
-    def __init__(self, config: YOLOMasterConfig) -> None:
+    def __init__(self, config: YOLOMasterConfig, in_channels: int = 3) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = (config.channels(base) for base in (64, 128, 256, 512, 1024))
-        self.stem = ConvNormAct(3, c1, 3, stride=2)
+        self.stem = ConvNormAct(in_channels, c1, 3, stride=2)
         self.stage2 = Stage(_down(c1, c2), _csp(c2, c3, config), backbone_block(c3, 2, config))
         self.stage3 = Stage(_down(c3, c3), _csp(c3, c4, config), backbone_block(c4, 3, config))
         self.stage4 = Stage(_down(c4, c4), _attention(c4, 4, config), backbone_block(c4, 4, config))
@@ -78,6 +111,12 @@ class YOLOMasterBackbone(nn.Module):
         p3 = self.stage3(self.stage2(self.stem(images)))
         p4 = self.stage4(p3)
         return p3, p4, self.stage5(p4)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Have every stage trade time for memory in training: it computes its features again in backward."""
+        for stage in self.children():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
 
 
 def _down(in_channels: int, out_channels: int) -> ConvNormAct:

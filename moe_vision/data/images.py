@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:

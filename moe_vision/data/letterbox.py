@@ -9,6 +9,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from moe_vision.data.masks import resize_masks
+
 
 class LetterboxGeometry(NamedTuple):
     """Where the resized image lies in the square, in pixels."""
@@ -32,7 +34,9 @@ def letterbox_geometry(height: int, width: int, size: int) -> LetterboxGeometry:
 
 
 class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
-    """Resize with antialias to fit a square, centre, and fill the border; boxes follow.
+    """Resize with antialias to fit a square, centre, and fill the border; boxes and masks follow.
+
+    Masks are resized by the nearest pixel and get 0 in the border.
 
     Args:
         size: Side of the square in pixels.
@@ -62,9 +66,11 @@ class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no typ
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Letterbox one image, mask or set of boxes (called by torchvision)."""
         height, width, top, left = params["geometry"]
-        right, bottom = self.size - width - left, self.size - height - top
-        fill = 0 if isinstance(inpt, tv_tensors.Mask) else self.fill
-        return F.pad(F.resize(inpt, [height, width], antialias=True), [left, top, right, bottom], fill=fill)
+        border = [left, top, self.size - width - left, self.size - height - top]
+        if isinstance(inpt, tv_tensors.Mask):
+            resized = resize_masks(inpt.as_subclass(Tensor), height, width)
+            return tv_tensors.wrap(F.pad(resized, border, fill=0), like=inpt)
+        return F.pad(F.resize(inpt, [height, width], antialias=True), border, fill=self.fill)
 
 
 def undo_letterbox(boxes: Tensor, height: int, width: int, size: int) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from moe_vision.data.letterbox import letterbox_geometry
-from moe_vision.data.samples import Sample, make_sample
+from moe_vision.data.masks import resize_crop
+from moe_vision.data.samples import Sample, Target, make_sample
 
 FILL = 114
 SCALE = (0.5, 1.5)  # relative to the letterboxed size
@@ -23,14 +24,17 @@ def mosaic(samples: Sequence[Sample], size: int) -> Sample:
 
     Each image is resized by its letterbox scale times a random factor in [0.5, 1.5] and lies at a random place of
     its quadrant, cropped to it. A box keeps its visible part; it goes when less than a tenth of its area, or less than
-    2 pixels of a side, are left. Draws from torch's global CPU generator. The idea is from YOLOv4 (arXiv:2004.10934).
+    2 pixels of a side, are left. Masks are cropped likewise, and an object goes when its mask has no pixel left; boxes
+    are clipped with masks as without, so a box may reach beyond what is left of its mask. Draws from torch's global
+    CPU generator. The idea is from YOLOv4 (arXiv:2004.10934).
 
     Args:
         samples: Four pairs of image uint8 and target, as a data set yields them; the first gives `image_id`.
         size: Side of the canvas in pixels.
 
     Shape:
-        - Output: image (3, size, size), uint8, with boxes (N, 4) and labels (N,)
+        - Output: image (3, size, size), uint8, with boxes (N, 4), labels (N,) and, if the samples have them, masks
+          (N, size, size)
 
     Raises:
         ValueError: There are not four samples.
@@ -51,26 +55,28 @@ def mosaic(samples: Sequence[Sample], size: int) -> Sample:
 def scale_jitter(sample: Sample, size: int) -> Sample:
     """Resize one sample by its letterbox scale times a random factor and lay it at a random place of the canvas.
 
-    Scale, cropping, boxes and random numbers are as in `mosaic`.
+    Scale, cropping, boxes, masks and random numbers are as in `mosaic`.
 
     Args:
         sample: Image uint8 and target, as a data set yields them.
         size: Side of the canvas in pixels.
 
     Shape:
-        - Output: image (3, size, size), uint8, with boxes (N, 4) and labels (N,)
+        - Output: image (3, size, size), uint8, with boxes (N, 4), labels (N,) and, if the sample has them, masks
+          (N, size, size)
     """
     return _collage([sample], [(0, 0, size, size)], size)
 
 
 def _collage(samples: Sequence[Sample], cells: Sequence[Cell], size: int) -> Sample:
     canvas = torch.full((3, size, size), FILL, dtype=torch.uint8)
-    boxes, labels = zip(*(_paste(canvas, *pair) for pair in zip(samples, cells, strict=True)), strict=True)
-    return make_sample(canvas, torch.cat(boxes), torch.cat(labels), samples[0][1]["image_id"])
+    visible = [_paste(canvas, *pair) for pair in zip(samples, cells, strict=True)]
+    objects = {key: torch.cat([target[key] for target in visible]) for key in visible[0]}
+    return make_sample(canvas, image_id=samples[0][1]["image_id"], **objects)
 
 
-def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> tuple[Tensor, Tensor]:
-    """Paint a randomly scaled sample into a cell of the canvas; return the boxes and labels still visible there."""
+def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> Target:
+    """Paint a randomly scaled sample into a cell of the canvas; return the objects still visible there."""
     image, target = sample
     height, width = image.shape[-2:]
     factor, across, down = torch.rand(3).tolist()
@@ -88,7 +94,14 @@ def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> tuple[Tensor, Tensor]:
     scale = torch.tensor([new_width / width, new_height / height] * 2)
     boxes = target["boxes"].as_subclass(Tensor) * scale + torch.tensor([x, y, x, y])
     boxes, visible = _clip(boxes, cell)
-    return boxes[visible], target["labels"][visible]
+    objects = {"boxes": boxes[visible], "labels": target["labels"][visible]}
+    if "masks" not in target:
+        return objects
+    shown = target["masks"].as_subclass(Tensor)[visible]
+    masks = torch.zeros(len(shown), *canvas.shape[1:], dtype=torch.bool)
+    masks[:, y1:y2, x1:x2] = resize_crop(shown, new_height, new_width, (y1 - y, y2 - y), (x1 - x, x2 - x))
+    left_over = masks.flatten(1).any(dim=1)
+    return {key: values[left_over] for key, values in {**objects, "masks": masks}.items()}
 
 
 def _clip(boxes: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ class DetectionPipeline(Dataset[Sample]):
     global random state is left as it was.
 
     Args:
-        source: Data set of images and boxes, such as `VOCDetection` or `ShapeScenes`.
+        source: Data set of images, boxes and perhaps masks, such as `VOCDetection` or `ShapeScenes`.
         image_size: Side of the square images in pixels.
         augment: Augment (training) or only letterbox (evaluation).
         mosaic: Probability of a mosaic of four images; otherwise one image with scale jitter.
@@ -34,7 +34,8 @@ class DetectionPipeline(Dataset[Sample]):
     Shape:
         - Output: image (3, image_size, image_size), float32 in [0, 1], and a target: `boxes` (N, 4), xyxy in pixels of
           that square, `labels` (N,), `image_id`, the index, and `size`, the (height, width) of the source's image, for
-          `undo_letterbox` (it says nothing useful about an augmented sample)
+          `undo_letterbox` (it says nothing useful about an augmented sample); if the source has masks, also `masks`
+          (N, image_size, image_size), bool
 
     Examples:
         >>> from moe_vision.data import ShapeScenes
@@ -82,9 +83,8 @@ class DetectionPipeline(Dataset[Sample]):
             if self.augment:
                 image, target = self._compose((image, target))
             image, target = self.transform(image, target)
-        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
-        plain = image.as_subclass(Tensor).contiguous()
-        return plain, {"boxes": boxes, "labels": labels, "image_id": index, "size": size}
+        objects = {key: target[key].as_subclass(Tensor) for key in ("boxes", "labels", "masks") if key in target}
+        return image.as_subclass(Tensor).contiguous(), {**objects, "image_id": index, "size": size}
 
     def _compose(self, sample: Sample) -> Sample:
         if torch.rand(()) >= self.mosaic:

@@ -21,23 +21,35 @@ class DetectionSource(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def make_sample(image: Tensor, boxes: Tensor, labels: Tensor, image_id: int) -> Sample:
-    """Wrap an image and its objects so that `torchvision.transforms.v2` treats boxes as boxes.
+class ClassificationSource(Protocol):
+    """Anything with class names, a length and samples of an image and `{"label": int, "image_id": int}`."""
+
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def make_sample(image: Tensor, boxes: Tensor, labels: Tensor, image_id: int, masks: Tensor | None = None) -> Sample:
+    """Wrap an image and its objects so that `torchvision.transforms.v2` treats boxes as boxes and masks as masks.
 
     Args:
         image: RGB in [0, 255], uint8.
         boxes: Boxes, xyxy in absolute pixels.
         labels: Class indices from 0.
         image_id: Index of the image in its data set.
+        masks: Which pixels each object covers, bool; None for a data set of boxes alone.
 
     Shape:
         - image: (3, H, W)
         - boxes: (N, 4)
         - labels: (N,)
+        - masks: (N, H, W)
 
     Returns:
-        The image as `tv_tensors.Image` and a dict of `boxes` (`tv_tensors.BoundingBoxes`, float32), `labels` (int64)
-        and `image_id`.
+        The image as `tv_tensors.Image` and a dict of `boxes` (`tv_tensors.BoundingBoxes`, float32), `labels` (int64),
+        `image_id` and, if there are any, `masks` (`tv_tensors.Mask`, bool).
 
     Examples:
         >>> image, target = make_sample(torch.zeros(3, 4, 6, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0), 7)
@@ -46,4 +58,7 @@ def make_sample(image: Tensor, boxes: Tensor, labels: Tensor, image_id: int) -> 
     """
     height, width = image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width), dtype=torch.float32)
-    return tv_tensors.Image(image), {"boxes": boxes, "labels": labels.to(torch.int64), "image_id": image_id}
+    target: Target = {"boxes": boxes, "labels": labels.to(torch.int64), "image_id": image_id}
+    if masks is not None:
+        target["masks"] = tv_tensors.Mask(masks, dtype=torch.bool)
+    return tv_tensors.Image(image), target

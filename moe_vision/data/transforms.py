@@ -19,7 +19,7 @@ def eval_transform(size: int) -> Transform:
         size: Side of the square in pixels.
 
     Shape:
-        - Input: image (3, H, W), uint8, and perhaps a target, whose boxes follow
+        - Input: image (3, H, W), uint8, and perhaps a target, whose boxes and masks follow
         - Output: image (3, size, size), float32 in [0, 1]
 
     Examples:
@@ -55,7 +55,7 @@ def train_transform(*, hflip: float = 0.5, vflip: float = 0.0) -> Transform:
         vflip: Probability of an upside-down flip; for images without a natural upright, such as microscopy.
 
     Shape:
-        - Input: image (3, H, W), uint8, and perhaps a target, whose boxes follow
+        - Input: image (3, H, W), uint8, and perhaps a target, whose boxes and masks follow
         - Output: image (3, H, W), float32 in [0, 1]
 
     Examples:

@@ -6,21 +6,14 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-Box = tuple[float, float, float, float]
-
-
-class VOCObject(NamedTuple):
-    """One `<object>`: its class name, and its box xyxy in pixels or None where a coordinate is not a number."""
-
-    name: str
-    box: Box | None
+from moe_vision.data.objects import Box, LabelledObject
 
 
 class VOCAnnotation(NamedTuple):
     """What one annotation file says: the image's file name (empty if it has none) and the objects."""
 
     filename: str
-    objects: list[VOCObject]
+    objects: list[LabelledObject]
 
 
 def read_annotation(path: Path) -> VOCAnnotation:
@@ -35,7 +28,7 @@ def read_annotation(path: Path) -> VOCAnnotation:
             to gigabytes).
     """
     root = _parse(path.read_bytes())
-    objects = [VOCObject((item.findtext("name") or "").strip(), _box(item)) for item in root.findall("object")]
+    objects = [LabelledObject((item.findtext("name") or "").strip(), _box(item)) for item in root.findall("object")]
     return VOCAnnotation((root.findtext("filename") or "").strip(), objects)
 
 

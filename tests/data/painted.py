@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with one painted rectangle each, and where its pixels are: boxes must follow the pixels."""
+"""Images with one painted rectangle each, and where its pixels are: boxes and masks must follow the pixels."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe_vision.data import Sample
@@ -10,12 +11,33 @@ from moe_vision.data.samples import make_sample
 Rectangle = tuple[int, int, int, int]
 
 
-def painted(height: int, width: int, box: Rectangle, channel: int, image_id: int = 0) -> Sample:
+def painted(
+    height: int, width: int, box: Rectangle, channel: int, image_id: int = 0, *, masked: bool = False
+) -> Sample:
     """A black image with a red, green or blue rectangle (channel 0, 1, 2), labelled with its channel."""
     image = torch.zeros(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)  # in memory as read_image leaves it
     left, top, right, bottom = box
     image[channel, top:bottom, left:right] = 255
-    return make_sample(image, torch.tensor([box]), torch.tensor([channel]), image_id)
+    masks = image[channel].bool()[None] if masked else None
+    return make_sample(image, torch.tensor([box]), torch.tensor([channel]), image_id, masks)
+
+
+def coloured(image: Tensor, channel: int) -> Tensor:
+    """Which pixels (H, W) have more of one colour than half of the most that there is."""
+    others = [other for other in range(3) if other != channel]
+    excess = image[channel].float() - image[others].float().amax(dim=0)
+    return excess > excess.max() / 2
+
+
+def check_mask(mask: Tensor, image: Tensor, channel: int) -> None:
+    """The mask covers the pixels of its colour, to one pixel at its edge."""
+    expected = coloured(image, channel)
+    assert not (mask & ~_grown(expected)).any()
+    assert not (expected & ~_grown(mask)).any()
+
+
+def _grown(mask: Tensor) -> Tensor:
+    return F.max_pool2d(mask.float()[None], 3, stride=1, padding=1)[0] > 0
 
 
 def extent(image: Tensor, channel: int) -> list[int] | None:
@@ -34,9 +56,13 @@ class PaintedSource:
 
     classes = ("red", "green", "blue")
 
+    def __init__(self, masked: bool = False) -> None:
+        self.masked = masked
+
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, index: int) -> Sample:
         height, width = 90 + 10 * index, 200 - 9 * index
-        return painted(height, width, (20, 25 + index, 80 - index, 70), index % 3, index)
+        box = (20, 25 + index, 80 - index, 70)
+        return painted(height, width, box, index % 3, index, masked=self.masked)

@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from moe_vision.data import Letterbox, letterbox_geometry, undo_letterbox
 from moe_vision.data.samples import make_sample
 
-from .painted import extent, painted
+from .painted import check_mask, extent, painted
 
 sides = st.integers(1, 500)
 
@@ -48,6 +48,15 @@ def test_boxes_follow_the_pixels(height: int, width: int, size: int, channel: in
     image, target = Letterbox(size)(*painted(height, width, box, channel))
     found = torch.tensor(extent(image, channel), dtype=torch.float32)
     torch.testing.assert_close(found, target["boxes"][0].as_subclass(torch.Tensor), atol=1.5, rtol=0)
+
+
+@settings(deadline=None)
+@given(height=st.integers(60, 400), width=st.integers(60, 400), size=st.integers(64, 320), channel=st.integers(0, 2))
+def test_masks_follow_the_pixels(height: int, width: int, size: int, channel: int) -> None:
+    box = (width // 4, height // 3, width - 5, height - 10)
+    image, target = Letterbox(size)(*painted(height, width, box, channel, masked=True))
+    assert target["masks"].dtype == torch.bool
+    check_mask(target["masks"][0].as_subclass(torch.Tensor), image, channel)
 
 
 def test_the_border_is_filled_and_masks_get_zero() -> None:

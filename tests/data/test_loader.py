@@ -31,6 +31,15 @@ def test_collate_stacks_images_and_lists_targets() -> None:
     assert torch.equal(targets[1]["boxes"], pipeline[5][1]["boxes"])
 
 
+def test_masks_reach_the_batch() -> None:
+    pipeline = DetectionPipeline(PaintedSource(masked=True), 64, augment=True)
+    alone, shared = (list(build_loader(pipeline, 5, num_workers=workers)) for workers in (0, 2))
+    for (_, one), (_, other) in zip(alone, shared, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a["masks"].shape == (len(a["boxes"]), 64, 64)
+            assert torch.equal(a["masks"], b["masks"])
+
+
 def test_workers_change_nothing() -> None:
     for epoch in (0, 7):
         alone, shared = (batches(workers, epoch, shuffle=True) for workers in (0, 2))

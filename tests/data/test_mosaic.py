@@ -8,16 +8,18 @@ from moe_vision.data import Sample, mosaic, scale_jitter
 from moe_vision.data.mosaic import _clip
 from moe_vision.data.samples import make_sample
 
-from .painted import extent, painted
+from .painted import check_mask, extent, painted
 
 seeds = st.integers(0, 2**31)
 
 
-def sources() -> list[Sample]:
+def sources(masked: bool = False) -> list[Sample]:
     """A red, a green, a blue and an empty image of different shapes."""
-    empty = make_sample(torch.zeros(3, 90, 90, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0), 3)
+    none = torch.zeros(0, 90, 90, dtype=torch.bool) if masked else None
+    empty = make_sample(torch.zeros(3, 90, 90, dtype=torch.uint8), torch.zeros(0, 4), torch.zeros(0), 3, none)
     rectangles = [(120, 160, (30, 20, 130, 90)), (160, 120, (5, 60, 80, 150)), (100, 300, (100, 10, 220, 95))]
-    return [*(painted(*rectangle, channel, channel) for channel, rectangle in enumerate(rectangles)), empty]
+    coloured = (painted(*rectangle, channel, channel, masked=masked) for channel, rectangle in enumerate(rectangles))
+    return [*coloured, empty]
 
 
 def check_boxes(sample: Sample, size: int) -> None:
@@ -60,6 +62,39 @@ def test_a_dropped_box_left_little_to_see() -> None:
                 # the largest rectangle, 75 x 90 of 160, comes at most 1.5 times larger: a tenth is 1518 square pixels
                 assert (found[2] - found[0]) * (found[3] - found[1]) < 1700
     assert 200 < kept < 300
+
+
+@settings(deadline=None)
+@given(seed=seeds)
+def test_masks_cover_exactly_the_visible_pixels_and_change_nothing_else(seed: int) -> None:
+    torch.manual_seed(seed)
+    image, target = mosaic(sources(masked=True), 160)
+    assert target["masks"].shape == (len(target["boxes"]), 160, 160)
+    assert target["masks"].dtype == torch.bool
+    for mask, channel in zip(target["masks"], target["labels"].tolist(), strict=True):
+        check_mask(mask.as_subclass(torch.Tensor), image, channel)
+    torch.manual_seed(seed)
+    plain_image, plain = mosaic(sources(), 160)
+    assert "masks" not in plain
+    assert torch.equal(image, plain_image)
+    assert torch.equal(target["boxes"], plain["boxes"])
+    assert torch.equal(target["labels"], plain["labels"])
+
+
+def test_an_object_whose_mask_is_cropped_away_goes() -> None:
+    # the box fills the image, the mask is its corner of 4 x 4: cropped by images that are larger than the canvas
+    mask = torch.zeros(2, 80, 80, dtype=torch.bool)
+    mask[0, :4, :4] = mask[1] = True
+    boxes, labels = torch.tensor([[0.0, 0, 80, 80]] * 2), torch.tensor([7, 9])
+    sample = make_sample(torch.zeros(3, 80, 80, dtype=torch.uint8), boxes, labels, 0, mask)
+    found = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        _, target = scale_jitter(sample, 80)
+        assert len(target["boxes"]) == len(target["labels"]) == len(target["masks"])
+        assert target["masks"].flatten(1).any(dim=1).all()
+        found.append(tuple(target["labels"].tolist()))
+    assert set(found) == {(7, 9), (9,)}
 
 
 def test_pixels_come_from_all_four_samples() -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from moe_vision.data import DetectionPipeline, Sample, undo_letterbox
 from moe_vision.data.pipeline import derive_seed
 
-from .painted import PaintedSource, extent, painted
+from .painted import PaintedSource, check_mask, extent, painted
 
 
 def equal(one: Sample, other: Sample) -> bool:
@@ -46,6 +46,23 @@ def test_augmented_boxes_follow_the_pixels(seed: int, index: int, epoch: int) ->
     for box in target["boxes"]:
         found = torch.tensor(extent(image, index % 3), dtype=torch.float32)
         torch.testing.assert_close(found, box, atol=2, rtol=0)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), index=st.integers(0, 11), augment=st.booleans(), mosaic=st.sampled_from([0.0, 1.0]))
+def test_masks_follow_the_pixels(seed: int, index: int, augment: bool, mosaic: float) -> None:
+    options = {"augment": augment, "mosaic": mosaic, "vflip": 0.5, "seed": seed}
+    image, target = DetectionPipeline(PaintedSource(masked=True), 128, **options)[index]
+    masks = target["masks"]
+    assert type(masks) is torch.Tensor
+    assert (masks.shape, masks.dtype) == ((len(target["boxes"]), 128, 128), torch.bool)
+    if not mosaic:  # it may show a colour more than once
+        for mask in masks:
+            check_mask(mask, image, index % 3)
+    plain_image, plain = DetectionPipeline(PaintedSource(), 128, **options)[index]
+    assert "masks" not in plain
+    assert torch.equal(image, plain_image)
+    assert torch.equal(target["boxes"], plain["boxes"])
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone() -> None:

@@ -12,3 +12,11 @@ def test_an_image_without_objects_has_empty_boxes_of_the_right_kind() -> None:
     assert target["boxes"].canvas_size == (4, 6)
     assert (target["boxes"].dtype, target["labels"].dtype) == (torch.float32, torch.int64)
     assert target["image_id"] == 7
+    assert "masks" not in target
+
+
+def test_masks_are_bool_masks() -> None:
+    image = torch.zeros(3, 4, 6, dtype=torch.uint8)
+    _, target = make_sample(image, torch.zeros(1, 4), torch.zeros(1), 7, torch.ones(1, 4, 6, dtype=torch.uint8))
+    assert isinstance(target["masks"], tv_tensors.Mask)
+    assert target["masks"].dtype == torch.bool

@@ -4,7 +4,6 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moe_vision._timm_registration import register_with_timm
 from moe_vision.layers import (
     DepthwiseExperts,
     DynamicRouter,
@@ -18,7 +17,7 @@ from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
 
 if TYPE_CHECKING:
     from moe_vision.inference import predict
-    from moe_vision.models import create_model, list_models
+    from moe_vision.models import create_model, list_models, load_official
 
 __version__ = "0.1.0"
 
@@ -33,13 +32,14 @@ __all__ = [
     "hard_top_k",
     "list_models",
     "load_balancing_loss",
+    "load_official",
     "predict",
     "router_z_loss",
     "soft_top_k",
 ]
 
 # What stands above the layers is loaded when it is used: it needs torchvision and timm, which take seconds to import.
-_LAZY = {"create_model": "models", "list_models": "models", "predict": "inference"}
+_LAZY = {"create_model": "models", "list_models": "models", "load_official": "models", "predict": "inference"}
 
 
 def __getattr__(name: str) -> Any:
@@ -50,6 +50,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-register_with_timm()

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from moe_vision import create_model, predict
+from moe_vision import create_model, load_official, predict
 from moe_vision.cli import main
 from moe_vision.models import load_checkpoint, save_checkpoint
 from moe_vision.models.config import SCALES
 from tests.data.conftest import VOCFolder
+from tests.models.official_states import fixture_state
 from tests.models.reference_detector import busy_detector
 
-COMMANDS = ("demo", "train", "val", "predict")
+COMMANDS = ("demo", "train", "val", "predict", "convert")
 
 
 class Run(NamedTuple):
@@ -228,3 +229,18 @@ def test_predict_writes_pictures_and_skips_what_it_can_not_read(busy: tuple[Path
             x1, y1, x2, y2 = found["box"]
             assert 0 <= x1 < x2 <= width
             assert 0 <= y1 < y2 <= height
+
+
+def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "released.pt", tmp_path / "converted.safetensors"
+    torch.save(fixture_state("det-n"), source)
+    assert main(["convert", str(source), str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "network   yolo_master_n, detect, variant esmoe"
+    assert printed[-1] == f"Written to {out}"
+    model, converted = load_official(source)[0], load_checkpoint(out)
+    assert converted.config == model.config
+    assert torch.equal(converted(torch.ones(1, 3, 64, 64)).scores, model(torch.ones(1, 3, 64, 64)).scores)
+    assert "path must end in .safetensors, got out.pt" in complaint(["convert", source, tmp_path / "out.pt"], capsys)
+    source.write_bytes(source.read_bytes()[:5000])
+    assert "released.pt can't be converted: it is truncated" in complaint(["convert", source, out], capsys)

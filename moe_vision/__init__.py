@@ -4,6 +4,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moe_vision._timm_registration import register_with_timm
 from moe_vision.layers import (
     DepthwiseExperts,
     DynamicRouter,
@@ -50,3 +51,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_with_timm()

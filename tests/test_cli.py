@@ -18,7 +18,7 @@ from moe_vision.models import load_checkpoint, save_checkpoint
 from moe_vision.models.config import SCALES
 from tests.data.conftest import VOCFolder
 from tests.models.official_states import fixture_state
-from tests.models.reference_detector import busy_detector
+from tests.models.reference_detector import busy_detector, busy_segmenter
 
 COMMANDS = ("demo", "train", "val", "predict", "convert")
 
@@ -244,3 +244,36 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "path must end in .safetensors, got out.pt" in complaint(["convert", source, tmp_path / "out.pt"], capsys)
     source.write_bytes(source.read_bytes()[:5000])
     assert "released.pt can't be converted: it is truncated" in complaint(["convert", source, out], capsys)
+
+
+def test_predict_outlines_what_it_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, photo, out = tmp_path / "weights.safetensors", tmp_path / "photo.png", tmp_path / "out"
+    save_checkpoint(busy_segmenter(), weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photo)
+    assert main(["predict", str(weights), str(photo), "--out", str(out), "--max-detections", "9"]) == 0
+    (found,) = predict(busy_segmenter(), pixels, max_detections=9, polygons=True)
+    line = f"{len(found['boxes'])} detections in 1 images, 0 skipped; written to {out}"
+    assert line in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["0000-photo.jpg", "detections.json"]
+    (record,) = json.loads((out / "detections.json").read_text())
+    expected = [[polygon.flatten().tolist() for polygon in polygons] for polygons in found["polygons"]]
+    assert [detection["polygons"] for detection in record["detections"]] == expected
+    assert any(expected)
+
+
+def test_predict_names_the_five_likeliest_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
+    model = create_model("yolo_master_n", task="classify", num_classes=7, class_names=names, image_size=64)
+    weights, photo, out = tmp_path / "weights.safetensors", tmp_path / "photo.png", tmp_path / "out"
+    save_checkpoint(model, weights)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(photo)
+    assert main(["predict", str(weights), str(photo), "--out", str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == ["classes.json"]
+    (record,) = json.loads((out / "classes.json").read_text())
+    scores = predict(model, pixels)[0]["scores"]
+    best = scores.argsort(descending=True)[:5].tolist()
+    assert [row["class"] for row in record["classes"]] == [names[label] for label in best]
+    assert [row["score"] for row in record["classes"]] == pytest.approx(scores[best].tolist(), abs=1e-4)
+    assert record["image"] == str(photo)

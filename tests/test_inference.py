@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prediction: every kind of input, boxes in the pixels of the original image, errors."""
+"""Prediction: every kind of input, boxes and masks in the pixels of the original image, classes, errors."""
 
 from pathlib import Path
 
@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from moe_vision import predict
+from moe_vision import create_model, predict
 from moe_vision.data import eval_transform
 from moe_vision.models import YOLOMaster
-from moe_vision.tasks import postprocess
-from tests.models.reference_detector import busy_detector
+from moe_vision.tasks import mask_polygons, postprocess
+from tests.memory import peak_megabytes
+from tests.models.reference_detector import busy_detector, busy_segmenter, reference_network
 
 LIMITS = {"score": 0.5, "iou": 0.5, "max_detections": 50}
 
@@ -110,6 +111,90 @@ def test_image_size_may_be_chosen(model: YOLOMaster) -> None:
     with torch.inference_mode():
         (expected,) = postprocess(model(image[None] / 255), **LIMITS)
     assert_equal(found, {**expected, "boxes": expected["boxes"].clamp(0, 128)})
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> YOLOMaster:
+    return busy_segmenter()
+
+
+@pytest.mark.parametrize(("height", "width", "scale", "left", "top"), [(64, 64, 1, 0, 0), (24, 32, 2, 0, 8)])
+def test_masks_are_in_pixels_of_the_image(
+    segmenter: YOLOMaster, height: int, width: int, scale: int, left: int, top: int
+) -> None:
+    image = photo(height, width)
+    (found,) = predict(segmenter, image, **LIMITS)
+    with torch.inference_mode():
+        (square,) = postprocess(segmenter(eval_transform(64)(image)[None]), **LIMITS)
+    visible = (square["boxes"][:, 1] < 64 - top) & (square["boxes"][:, 3] > top)
+    assert visible.sum() > 5
+    assert set(found) == {"boxes", "scores", "labels", "masks"}
+    torch.testing.assert_close(found["scores"], square["scores"][visible], rtol=1e-4, atol=1e-5)
+    masks = square["masks"][visible, top : top + height * scale, left : left + width * scale]
+    # By hand: a pixel of the image is scale x scale of those the network sees; where these agree, it is as they are.
+    shares = torch.nn.functional.avg_pool2d(masks.float(), scale)
+    certain = (shares == 0) | (shares == 1)
+    assert found["masks"].shape == (visible.sum(), height, width)
+    assert torch.equal(found["masks"][certain], shares[certain] == 1)
+    assert found["masks"].any(dim=(1, 2)).float().mean() > 0.5
+    assert certain.float().mean() > 0.95
+
+
+def test_polygons_are_those_of_the_masks(segmenter: YOLOMaster) -> None:
+    images = [photo(90, 61), photo(40, 80)]
+    for masked, outlined in zip(
+        predict(segmenter, images, **LIMITS), predict(segmenter, images, **LIMITS, polygons=True), strict=True
+    ):
+        assert set(outlined) == {"boxes", "scores", "labels", "polygons"}
+        assert len(outlined["polygons"]) == len(masked["masks"]) > 5
+        for polygons, mask in zip(outlined["polygons"], masked["masks"], strict=True):
+            expected = mask_polygons(mask)
+            assert len(polygons) == len(expected)
+            assert all(torch.equal(polygon, other) for polygon, other in zip(polygons, expected, strict=True))
+
+
+def test_polygons_need_no_masks_in_memory(segmenter: YOLOMaster) -> None:
+    image, most = photo(1500, 2000), {"score": 0.5, "iou": 0.9, "max_detections": 50}
+    assert len(predict(segmenter, image, **most, polygons=True)[0]["polygons"]) > 40
+    # The masks are 50 x 3 MB; the image itself and what it is resized through are about 20 MB.
+    assert peak_megabytes(lambda: predict(segmenter, image, **most, polygons=True)) < 60
+    assert peak_megabytes(lambda: predict(segmenter, image, **most)) > 110
+
+
+def test_nothing_to_segment(segmenter: YOLOMaster) -> None:
+    (found,) = predict(segmenter, photo(40, 60), score=1.0)
+    assert found["masks"].shape == (0, 40, 60)
+    assert predict(segmenter, photo(40, 60), score=1.0, polygons=True)[0]["polygons"] == []
+
+
+def test_polygons_are_of_segmentation_alone(model: YOLOMaster) -> None:
+    with pytest.raises(ValueError, match="polygons must be False for a network of task='detect'"):
+        predict(model, photo(64, 64), polygons=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 100), (131, 64)])
+def test_classes_are_those_of_the_centre(height: int, width: int) -> None:
+    model = reference_network("classify", "cls-n")
+    model.image_size = 64
+    image = photo(height, width)
+    (found,) = predict(model, image)
+    # The shorter side fits already: what the network sees is a crop of 64 pixels.
+    top, left = round((height - 64) / 2), round((width - 64) / 2)
+    with torch.inference_mode():
+        scores = model(image[None, :, top : top + 64, left : left + 64] / 255).softmax(dim=1)[0]
+    torch.testing.assert_close(found["scores"], scores, rtol=1e-4, atol=1e-6)
+    assert found["label"] == scores.argmax()
+    assert found["score"] == pytest.approx(scores.max().item(), rel=1e-4)
+
+
+def test_images_to_classify_are_resized_by_their_shorter_side() -> None:
+    model = create_model("yolo_master_n", task="classify", num_classes=4)
+    grey = torch.full((3, 30, 50), 128, dtype=torch.uint8)
+    expected = predict(model, grey.repeat(1, 8, 8))  # 240 x 400
+    assert model.image_size == 224
+    for one in predict(model, [grey, torch.full((3, 500, 90), 128, dtype=torch.uint8)]):
+        torch.testing.assert_close(one["scores"], expected[0]["scores"])
+    assert len(predict(model, [grey] * 17)) == 17
 
 
 @pytest.mark.parametrize("training", [True, False])

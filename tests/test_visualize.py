@@ -36,6 +36,18 @@ def test_boxes_are_drawn_in_the_colour_of_their_class() -> None:
     assert not image.any()  # the input is left alone
 
 
+def test_masks_tint_what_they_cover() -> None:
+    image = torch.full((3, 48, 64), 200, dtype=torch.uint8)
+    masks = torch.zeros(2, 48, 64, dtype=torch.bool)
+    masks[0, 20:30, 15:25] = masks[1, 10:15, 45:55] = True
+    detections = {**found([[10.0, 10.0, 30.0, 40.0], [40.0, 5.0, 60.0, 20.0]], [0, 1]), "masks": masks}
+    drawn = draw_detections(image, detections, ["cat", "dog"], text=False)
+    for x, y, colour in ((20, 25, BLUE), (50, 12, RED)):
+        half = [(200 + part) / 2 for part in colour]
+        assert drawn[:, y, x].tolist() == pytest.approx(half, abs=1)
+    assert (drawn[:, 32:38, 14:28] == 200).all()  # in the box, but not in the mask
+
+
 def test_class_and_score_are_written() -> None:
     detections = found([[4.0, 4.0, 60.0, 44.0]], [0])
     plain = draw_detections(black(), detections, ["cat"], text=False)
@@ -60,6 +72,8 @@ def test_sheet_lays_truth_beside_detections() -> None:
     assert tuple(first[:, 20, 10].tolist()) == RED
     assert not second[:, :40].any()
     assert (second[:, 41:] == 255).all()  # beside the image
+    masked = {**truths[0], "masks": torch.ones(1, 40, 80, dtype=torch.bool)}
+    assert torch.equal(comparison_sheet(images, [masked, EMPTY, EMPTY], [EMPTY] * 3, ["cat", "dog"], size=80), sheet)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe_vision.losses.assign import task_aligned_assign
+from moe_vision.losses.assign import assign_batch, task_aligned_assign
 
 # CIoU of [0, 0, 16, 16] with its upper half [0, 0, 16, 8]: IoU = 1/2; the centres are 4 apart and the diagonal of the
 # enclosing box is sqrt(512): -16/512; the shapes differ by v = 4/pi^2 (atan 1 - atan 2)^2 = 0.041956, weighted by
@@ -104,3 +104,21 @@ def test_rules_hold_for_any_predictions(seed: int, num_objects: int) -> None:
     assert (torch.bincount(assigned.objects, minlength=num_objects) <= 10).all()
     owners, centres = objects[assigned.objects], points[assigned.points]
     assert ((centres > owners[:, :2]) & (centres < owners[:, 2:])).all()
+
+
+def test_objects_of_a_batch_are_numbered_one_image_after_the_other() -> None:
+    points = torch.tensor([[4.0, 4.0], [12.0, 4.0]])
+    cells = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 0.0, 16.0, 8.0]])
+    scores = torch.zeros(3, 2, 2)  # logits: probabilities of 1/2
+    targets = [
+        {"boxes": cells, "labels": torch.tensor([0, 1])},
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+        {"boxes": cells[1:], "labels": torch.tensor([1])},
+    ]
+    assigned = assign_batch(cells.expand(3, 2, 4), scores, points, targets)
+    assert assigned.images.tolist() == [0, 0, 2]
+    assert assigned.points.tolist() == [0, 1, 1]
+    assert assigned.objects.tolist() == [0, 1, 2]
+    assert assigned.quality.tolist() == [1.0, 1.0, 1.0]  # all boxes are exact
+    assert assigned.total == 3.0
+    assert assign_batch(cells[None], scores[:1], points, targets[1:2]).total == 1.0

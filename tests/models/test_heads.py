@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detection head, its anchor points and the decoding of boxes."""
+"""The heads, their anchor points and the decoding of boxes."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from moe_vision.models import DetectHead
+from moe_vision.models import ClassifyHead, DetectHead, DetectMaps, SegmentHead, SegmentMaps
 from moe_vision.models.anchors import anchor_points, decode_boxes
 from tests.contracts.head import HeadContract
 
@@ -22,6 +22,67 @@ class TestDetectHead(HeadContract):
         head = self.make()
         assert head.state_dict()["bins"].tolist() == list(range(16))
         assert not head.bins.requires_grad
+
+
+class TestSegmentHead(HeadContract):
+    in_channels = (64, 128, 128)
+    num_classes = 3
+
+    def make(self) -> nn.Module:
+        torch.manual_seed(0)
+        return SegmentHead(self.in_channels, self.num_classes, prototype_width=16)
+
+    def detection(self, maps: SegmentMaps) -> DetectMaps:
+        return maps.detection
+
+    def others(self, maps: SegmentMaps) -> list[Tensor]:
+        return [maps.coefficients, maps.prototypes]
+
+    @pytest.mark.parametrize("batch", [0, 1, 5])
+    def test_shapes_of_masks(self, batch: int) -> None:
+        maps = self.make().eval()(self.features(batch))
+        assert maps.coefficients.shape == (batch, 8 * 12 + 4 * 6 + 2 * 3, 32)
+        assert maps.prototypes.shape == (batch, 32, 64 // 4, 96 // 4)
+
+    def test_a_cell_of_a_level_is_the_row_of_its_coefficients(self) -> None:
+        head, features = self.make().eval(), self.features(1)
+        before = head(features).coefficients[0]
+        features[2][0, :, 1, 1] += 1e4 * torch.randn(128)
+        changed = (head(features).coefficients[0] - before).abs().amax(dim=1)
+        assert not changed[: 8 * 12 + 4 * 6].any()
+        assert changed[8 * 12 + 4 * 6 + 3 + 1] > 0
+
+    def test_prototypes_see_the_finest_level_alone_and_in_place(self) -> None:
+        head, features = self.make().eval(), self.features(1)
+        before = head(features).prototypes
+        assert torch.equal(head([features[0], *(level + 1 for level in features[1:])]).prototypes, before)
+        features[0][0, :, 5, 7] += 100
+        changed = (head(features).prototypes - before)[0].abs().amax(dim=0)
+        rows, columns = changed.nonzero(as_tuple=True)
+        # Cell (5, 7) reaches one cell further: cells 8 to 13 and 12 to 17 of the finer grid, and those one further on.
+        assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2 * 4 - 1, 2 * 7, 2 * 6 - 1, 2 * 9)
+
+
+def test_classify_head_averages_over_the_image() -> None:
+    head = ClassifyHead(16, num_classes=3).eval()
+    x = torch.randn(2, 16, 4, 5)
+    logits = head(x)
+    assert logits.shape == (2, 3)
+    shuffled = x.flatten(2)[:, :, torch.randperm(20)].view_as(x)
+    torch.testing.assert_close(head(shuffled), logits)
+    torch.testing.assert_close(head(x[1:]), logits[1:])
+    assert head(x[:0]).shape == (0, 3)
+
+
+def test_classify_head_drops_channels_in_training_alone() -> None:
+    head, x = ClassifyHead(16, num_classes=3, drop_rate=0.5).eval(), torch.randn(2, 16, 4, 4)
+    assert torch.equal(head(x), head(x))
+    head.train()
+    head(x).sum().backward()
+    dropped = (head.linear.weight.grad == 0).all(dim=0).float().mean().item()
+    # A channel is 0 for both images with probability 1/4.
+    assert dropped == pytest.approx(0.25, abs=0.05)
+    assert all(parameter.grad is not None for parameter in head.parameters())
 
 
 def test_anchor_points_are_centres_row_by_row() -> None:

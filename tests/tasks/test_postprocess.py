@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_vision.models import DetectOutput
-from moe_vision.tasks import postprocess
+from moe_vision.models import DetectOutput, SegmentOutput
+from moe_vision.tasks import postprocess, render_masks
 
 Box = list[float]
 
@@ -85,6 +85,21 @@ def test_images_keep_their_own_detections() -> None:
     assert [one["boxes"].tolist() for one in found] == [[[0, 0, 10, 10]], [], [[1, 1, 2, 2]]]
     assert found[1]["boxes"].shape == (0, 4)
     assert postprocess(DetectOutput(torch.zeros(0, 84, 4), torch.zeros(0, 84, 2))) == []
+
+
+def test_masks_go_with_their_boxes() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 20.0, 19.0], [10.0, 4.0, 30.0, 28.0]])
+    scores = torch.tensor([[[0.6], [0.5], [0.9]], [[0.1], [0.1], [0.7]]])
+    coefficients, prototypes = torch.randn(2, 3, 32), torch.randn(2, 32, 8, 10)
+    found = postprocess(SegmentOutput(boxes.expand(2, 3, 4), scores, coefficients, prototypes))
+    for one, image, points in zip(found, (0, 1), ([2, 0], [2]), strict=True):  # the second repeats the first
+        assert set(one) == {"boxes", "scores", "labels", "masks"}
+        assert torch.equal(one["boxes"], boxes[points])
+        expected = render_masks(coefficients[image, points], prototypes[image], boxes[points], (32, 40))
+        assert torch.equal(one["masks"], expected)
+        assert one["masks"].any()
+    (none,) = postprocess(SegmentOutput(boxes[None], scores[:1] * 0, coefficients[:1], prototypes[:1]))
+    assert none["masks"].shape == (0, 32, 40)
 
 
 def test_nan_scores_are_no_detections() -> None:

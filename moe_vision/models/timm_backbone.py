@@ -47,7 +47,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, config: YOLOMasterConfig, pretrained: bool | str | Path = False) -> None:
         super().__init__()
         probe = _probe(config.backbone)
-        places = _places(probe)
+        places = [probe.feature_info.reduction().index(stride) for stride in STRIDES]
         widths = [probe.feature_info.channels()[place] for place in places]
         self.normalize = Normalize(probe.pretrained_cfg["mean"], probe.pretrained_cfg["std"])
         indices = [probe.feature_info.out_indices[place] for place in places]
@@ -120,7 +120,7 @@ def _probe(name: str) -> Any:
             f"backbone must have features at strides 8, 16 and 32, as {SUITABLE} have; {name!r} has {strides}"
         )
     features = model(torch.empty(1, 3, 128, 128, device="meta"))
-    sides = [features[place].shape[2] for place in _places(model)]
+    sides = [features[place].shape[2] for place in map(strides.index, STRIDES)]
     if sides != [16, 8, 4]:
         raise ValueError(
             f"backbone must divide sizes by 8, 16 and 32 exactly, as {SUITABLE} do; {name!r} makes {sides} of 128"
@@ -150,9 +150,3 @@ def _build_body(name: str, indices: list[int], pretrained: bool | str | Path) ->
     if missing:
         raise ValueError(f"pretrained must hold weights of {name!r}, got {pretrained}, which lacks {missing[:3]}")
     return body
-
-
-def _places(model: Any) -> list[int]:
-    """Return the places of the last, deepest features of each of our strides."""
-    strides = model.feature_info.reduction()
-    return [max(place for place, found in enumerate(strides) if found == stride) for stride in STRIDES]

@@ -92,9 +92,8 @@ def test_segments_and_classifies() -> None:
     assert classifier(images).shape == (1, 3)
 
 
-def test_takes_the_deepest_features_of_each_stride() -> None:
+def test_takes_the_features_of_our_strides() -> None:
     backbone = TimmBackbone(config("test_byobnet"))
-    # test_byobnet has its stride 32 twice: after the last stage and after the final convolution.
     assert backbone.body.feature_info.reduction() == [8, 16, 32]
     assert backbone.body.feature_info.module_name() == ["stages.1", "stages.2", "final_conv"]
 

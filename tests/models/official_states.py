@@ -152,3 +152,13 @@ def save_pickled(
             patch.setitem(sys.modules, package, ModuleType(package))
         patch.setitem(sys.modules, module.__name__, module)
         torch.save({"epoch": -1, "ema": None, key: root.half(), **others}, path)
+
+
+class Call:
+    """Pickles as the call of a function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return self.call

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_vision import create_model, load_official
-from moe_vision.models import YOLOMaster, save_checkpoint
+from moe_vision.models import YOLOMaster
 from moe_vision.models.config import SCALES
 from moe_vision.models.official.fit import match_tensors
 from moe_vision.models.official.layers import group_by_layer
@@ -302,16 +301,6 @@ def test_a_classifier_divides_by_what_it_was_released_with(path: Path) -> None:
         torch.testing.assert_close(norm.running_var + norm.eps, released + eps, rtol=1e-3, atol=0)
 
 
-def test_foreign_files(path: Path) -> None:
-    torch.save(timm.create_model("resnet18").state_dict(), path)
-    with pytest.raises(ValueError, match=r"tensors must be named .*\{layer\}.\{name\}, got conv1.weight"):
-        load_official(path)
-    for content in ({}, {"model": None}, [1, 2], {"epoch": 3}, {"model": {"model": {}}}):
-        torch.save(content, path)
-        with pytest.raises(ValueError, match="must hold a network or a state_dict, alone or under one of the keys ema"):
-            load_official(path)
-
-
 @pytest.mark.parametrize("names", [["a"] * 79, {1: "a"}, "x" * 80, dict.fromkeys(range(80), 5), 7])
 def test_class_names_that_are_not_whole_are_left_out(detector: State, path: Path, names: object) -> None:
     save_pickled(detector, path, {"": {"names": names}})
@@ -334,24 +323,10 @@ def test_report(detector: State, path: Path) -> None:
     ]
 
 
-def test_files_that_are_not_there_or_ours(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none.pt does not exist"):
-        load_official(tmp_path / "none.pt")
-    with pytest.raises(ValueError, match="path must be a file, got"):
-        load_official(tmp_path)
-    ours = tmp_path / "ours.safetensors"
-    save_checkpoint(create_model("yolo_master_n", num_classes=1), ours)
-    with pytest.raises(ValueError, match="is a checkpoint of moe_vision, which load_checkpoint reads"):
-        load_official(ours)
-    ours.write_bytes(ours.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is truncated or no safetensors file"):
-        load_official(ours)
-
-
 def test_tensors_that_share_memory_in_the_file_do_not_in_the_network(detector: State, path: Path) -> None:
     shared = torch.rand(64)
-    torch.save({**detector, "model.4.bn.weight": shared, "model.19.bn.weight": shared}, path)
+    torch.save({**detector, "model.4.bn.weight": shared, "model.4.bn.bias": shared}, path)
     model, _ = load_official(path)
-    first, second = model.backbone.stage3.downsample.norm.weight, model.neck.downsample3.norm.weight
-    assert torch.equal(first, second)
-    assert first.data_ptr() != second.data_ptr()
+    norm = model.backbone.stage3.downsample.norm
+    assert torch.equal(norm.weight, norm.bias)
+    assert norm.weight.data_ptr() != norm.bias.data_ptr()

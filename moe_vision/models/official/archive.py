@@ -2,15 +2,13 @@
 """The zip files of ``torch.save``: a pickle, and the bytes of each storage."""
 
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from moe_vision.models.official.unpickler import Storage, StoredTensor, Unpickler
+from moe_vision.models.official.unpickler import Storage, StoredTensor, Unpickler, damage_is_value_error
 
 MAX_PICKLE_BYTES = 4 * 2**20  # that of the released network n has 0.2 MB
 LEGACY = b"\x80"  # files before torch 1.6 start with a pickle
@@ -38,10 +36,10 @@ class TorchArchive:
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         _check_beginning(path)
-        with _damage():
+        with damage_is_value_error():
             self._zip = zipfile.ZipFile(path)
         try:
-            with _damage():
+            with damage_is_value_error():
                 self._entries = self._checked_entries(path.stat().st_size)
                 self.root = self._unpickle()
         except ValueError:
@@ -57,7 +55,7 @@ class TorchArchive:
 
     def tensor(self, stored: StoredTensor) -> Tensor:
         """Read one tensor."""
-        with _damage():
+        with damage_is_value_error():
             if self._last is None or self._last[0] != stored.storage:
                 self._last = stored.storage, self._read_storage(stored.storage)
             return self._last[1].as_strided(stored.shape, stored.stride, stored.offset)
@@ -104,14 +102,3 @@ def _check_beginning(path: Path) -> None:
             "torch.save(torch.load(path), path)"
         )
     raise ValueError("it is truncated" if beginning == b"PK" else "it is no file of torch.save")
-
-
-@contextmanager
-def _damage() -> Iterator[None]:
-    """Turn whatever a damaged zip file makes the reader raise into ValueError."""
-    try:
-        yield
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"it is truncated or damaged ({type(error).__name__}: {error})") from error

@@ -2,6 +2,7 @@
 """The names that a pickle may refer to. None of them is ever imported or called on its behalf."""
 
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # the old names that protocol 2 writes
 
 import torch
 
@@ -42,7 +43,6 @@ ASIDE = {
     "torch.device",
     *(f"torch.{dtype}" for dtype in ("float16", "bfloat16", "float32", "float64", "int32", "int64", "bool")),
 }
-PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2 has the old names
 KNOWN_PACKAGES = {*sys.stdlib_module_names, "torch", "numpy"}
 
 
@@ -65,7 +65,8 @@ def allowed_name(module: str, name: str) -> str:
         ...
         ValueError: it refers to os.system, which no file of weights needs; nothing was run
     """
-    full_name = f"{PYTHON_2.get(module, module)}.{name}"
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    full_name = f"{module}.{name}"
     if full_name in STORAGE_DTYPES or full_name in REBUILT or full_name in ASIDE or _is_layer_class(module, name):
         return full_name
     raise ValueError(f"it refers to {full_name}, which no file of weights needs; nothing was run")

@@ -10,7 +10,8 @@ pickle alone.
 
 import math
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -50,6 +51,26 @@ class StandIn:
     state: object = None
 
 
+@contextmanager
+def damage_is_value_error() -> Iterator[None]:
+    """Turn whatever a damaged file makes a reader raise into ValueError.
+
+    Examples:
+        >>> from moe_vision.models.official.unpickler import damage_is_value_error
+        >>> with damage_is_value_error():
+        ...     [][0]
+        Traceback (most recent call last):
+        ...
+        ValueError: it is truncated or damaged (IndexError: list index out of range)
+    """
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"it is truncated or damaged ({type(error).__name__}: {error})") from error
+
+
 class Unpickler:
     """One pickle on its way to plain data.
 
@@ -81,13 +102,10 @@ class Unpickler:
 
     def load(self) -> object:
         """Return what the pickle holds."""
-        try:
+        with damage_is_value_error():  # such as instructions that don't fit together
             for opcode, argument, _ in pickletools.genops(self._data):
                 self._step(opcode.name, argument)
             return self._stack.pop()
-        except (IndexError, KeyError, TypeError, AttributeError) as error:
-            # The instructions don't fit together: too few values, or of another type.
-            raise ValueError(f"its pickle is damaged ({type(error).__name__}: {error})") from error
 
     def _step(self, opcode: str, argument: Any) -> None:
         if opcode in _ARGUMENT_ITSELF:
@@ -123,6 +141,8 @@ class Unpickler:
 
     def _set_items(self, values: list[Any]) -> None:
         container = self._stack[-1]
+        if len(values) % 2:
+            raise TypeError("a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if type(key) not in (str, int) or (type(key) is int and abs(key) >= 2**31):
                 raise ValueError(f"its keys must be text or small numbers, got {type(key).__name__}")
@@ -160,7 +180,9 @@ def _rebuild_tensor(
     storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
 ) -> StoredTensor:
     numbers = (offset, *shape, *stride)
-    if not isinstance(storage, Storage) or len(numbers) > 17 or any(type(number) is not int for number in numbers):
+    if not isinstance(storage, Storage) or any(type(number) is not int for number in numbers):
+        raise TypeError("not a tensor")
+    if len(shape) != len(stride) or len(shape) > 8:
         raise TypeError("not a tensor")
     numel = math.prod(shape)
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -58,3 +59,20 @@ def read_image(path: str | Path) -> Tensor:
         else:
             rgb = image.convert("RGB")
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def read_indices(path: str | Path) -> NDArray[np.generic]:
+    """Read an image file of one channel as it is: its pixels are numbers, not colours.
+
+    Shape:
+        - Output: (H, W), of an integer type
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no image, broken, or not of one channel of integers.
+    """
+    with _opened(path) as image:
+        pixels = np.array(image)
+    if pixels.ndim != 2 or pixels.dtype.kind not in "bui":
+        raise ValueError(f"image must have one channel of integers, got mode {image.mode} in {str(path)!r}")
+    return pixels

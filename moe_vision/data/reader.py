@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from moe_vision.data.images import image_size, read_image
+from moe_vision.data.images import IMAGE_SUFFIXES, image_size, read_image
 from moe_vision.data.paths import printable, stays_inside
 from moe_vision.data.problems import Problem, report, summarise
 from moe_vision.data.samples import Sample
@@ -69,6 +69,14 @@ class ImageReader(Dataset[Sample]):
             return self._open(folder / name)
         self._report(source, "path outside the data set", name)
         return None
+
+    def _images_below(self, folder: Path) -> list[Path]:
+        """List the images in a folder and its folders; other files are reported, hidden ones passed over."""
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        for file in files:
+            if file.suffix.lower() not in IMAGE_SUFFIXES:
+                self._report(file, "file that is no image by its name")
+        return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
 
     def _keep(self, files: Sequence[ImageFile], wanted: str, cache_bytes: int) -> None:
         """Take the images that are usable; `wanted` says in an error which were asked for."""

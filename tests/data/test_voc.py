@@ -9,20 +9,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
-from moe_vision.data import Problem, VOCDetection
+from moe_vision.data import VOCDetection
 from moe_vision.data import voc as voc_module
 
+from .checks import check_problem
 from .conftest import VOCFolder
-
-
-def check_problem(data: VOCDetection, file: Path | str, reason: str, caplog: pytest.LogCaptureFixture) -> Problem:
-    """The one problem of a data set: of this file and kind, and logged once with the file's name."""
-    (problem,) = data.problems
-    assert (problem.file, problem.reason) == (str(file), reason)
-    assert [str(file) in message for message in caplog.messages] == [True]
-    assert f"1 problem (1 {reason})" in data.summary()
-    return problem
-
 
 # What is good
 

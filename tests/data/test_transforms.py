@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from moe_vision.data import eval_transform, train_transform
+from moe_vision.data.transforms import classify_transform
 
 from .painted import extent, painted
 
@@ -19,6 +20,18 @@ def test_eval_transform_letterboxes_to_floats() -> None:
 def test_eval_transform_takes_an_image_alone() -> None:
     image = eval_transform(64)(torch.full((3, 64, 64), 51, dtype=torch.uint8))
     torch.testing.assert_close(image, torch.full((3, 64, 64), 0.2))  # 51 / 255
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (150, 100), (64, 64)])
+def test_classify_transform_resizes_the_shorter_side_and_crops_the_centre(height: int, width: int) -> None:
+    image = torch.randint(64, 192, (3, height, width), dtype=torch.uint8)  # no bicubic overshoot to clip
+    seen = classify_transform(64)(image)
+    sides = [round(side * 64 / min(height, width)) for side in (height, width)]
+    resized = torch.nn.functional.interpolate(image[None] / 255, sides, mode="bicubic", antialias=True)[0]
+    top, left = ((side - 64) // 2 for side in sides)
+    expected = resized[:, top : top + 64, left : left + 64]
+    assert (seen.shape, seen.dtype) == ((3, 64, 64), torch.float32)
+    assert (seen - expected).abs().max() < 1.5 / 255  # bytes are rounded
 
 
 @pytest.mark.parametrize(

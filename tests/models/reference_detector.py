@@ -55,8 +55,13 @@ def busy_detector() -> YOLOMaster:
 
 
 def busy_segmenter() -> YOLOMaster:
-    """Build its like that finds masks in the boxes too."""
-    return _busy(reference_network("segment", "seg-n", top_k=2))
+    """Build its like that finds masks in the boxes too, with outlines of their own."""
+    model = _busy(reference_network("segment", "seg-n", top_k=2))
+    norm = model.head.prototypes[-1].norm.train()
+    norm.momentum = 1.0
+    with torch.no_grad():  # the last norm of the prototypes takes its statistics from noise: they vary in an image
+        model(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    return model.eval()
 
 
 def _busy(model: YOLOMaster) -> YOLOMaster:

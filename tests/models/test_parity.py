@@ -84,8 +84,9 @@ def test_classification_equals_the_reference(dispatch: str, images: Tensor) -> N
             module.eps = 1e-5  # released classifiers have torch's default, unlike detectors, which have 1e-3
     with torch.inference_mode():
         logits = dispatched(model, dispatch)(images)
-    assert relative_error(logits, expected["out.1"]) <= 1e-4
-    assert relative_error(class_scores(logits)[0]["scores"], expected["out.0"][0]) <= 1e-4
+    # With these weights another image changes the logits by 2e-4 at most: closer than elsewhere.
+    assert relative_error(logits, expected["out.1"]) <= 1e-5
+    assert relative_error(class_scores(logits)[0]["scores"], expected["out.0"][0]) <= 1e-5
 
 
 @pytest.mark.parametrize("task", ["detect", "segment"])

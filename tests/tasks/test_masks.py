@@ -56,19 +56,22 @@ def test_masks_equal_interpolated_maps_that_are_cropped(drawn: tuple[Tensor, Ten
     assert_equal_where_certain(render_masks(coefficients, prototypes, boxes, (64, 96)), logits, boxes)
 
 
-@given(instances(side=200), st.integers(1, 220), st.integers(1, 220))
-def test_masks_in_pixels_of_a_letterboxed_image(drawn: tuple[Tensor, Tensor, Tensor], height: int, width: int) -> None:
+@given(instances(side=200), st.integers(1, 220), st.integers(1, 220), st.sampled_from([0, -9, 23]))
+def test_masks_in_pixels_of_a_letterboxed_image(
+    drawn: tuple[Tensor, Tensor, Tensor], height: int, width: int, shift: int
+) -> None:
     coefficients, prototypes, boxes = drawn
     prototypes = prototypes[:, :, :16]  # of 64 x 64 pixels
     place = letterbox_geometry(height, width, 64)
     scale = place.width / width, place.height / height
+    left = place.left + shift  # with a shift a part lies beyond the square, where the logits go on as at its border
     # Where the centre of each pixel of the image lies in the square, from -1 to 1.
-    x = (centres(width) * scale[0] + place.left) / 32 - 1
+    x = (centres(width) * scale[0] + left) / 32 - 1
     y = (centres(height) * scale[1] + place.top) / 32 - 1
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
     maps = torch.einsum("dk,khw->dhw", coefficients, prototypes)[None]
     logits = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    masks = render_masks(coefficients, prototypes, boxes, (height, width), scale=scale, offset=(place.left, place.top))
+    masks = render_masks(coefficients, prototypes, boxes, (height, width), scale=scale, offset=(left, place.top))
     assert_equal_where_certain(masks, logits, boxes)
 
 

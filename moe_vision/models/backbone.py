@@ -100,7 +100,7 @@ class YOLOMasterBackbone(nn.Module):
         super().__init__()
         c1, c2, c3, c4, c5 = (config.channels(base) for base in (64, 128, 256, 512, 1024))
         self.stem = ConvNormAct(in_channels, c1, 3, stride=2)
-        self.stage2 = Stage(_down(c1, c2), _csp(c2, c3, config), backbone_block(c3, 2, config))
+        self.stage2 = Stage(_down(c1, c2), _stage2_blocks(c2, c3, config), backbone_block(c3, 2, config))
         self.stage3 = Stage(_down(c3, c3), _csp(c3, c4, config), backbone_block(c4, 3, config))
         self.stage4 = Stage(_down(c4, c4), _attention(c4, 4, config), backbone_block(c4, 4, config))
         self.stage5 = Stage(_down(c4, c5), _attention(c5, 1, config), backbone_block(c5, 5, config))
@@ -121,6 +121,12 @@ class YOLOMasterBackbone(nn.Module):
 
 def _down(in_channels: int, out_channels: int) -> ConvNormAct:
     return ConvNormAct(in_channels, out_channels, 3, stride=2)
+
+
+def _stage2_blocks(in_channels: int, out_channels: int, config: YOLOMasterConfig) -> nn.Module:
+    widths = [in_channels, *[out_channels] * (config.stage2_blocks - 1)]
+    blocks = [_csp(width, out_channels, config) for width in widths]
+    return blocks[0] if len(blocks) == 1 else nn.Sequential(*blocks)
 
 
 def _csp(in_channels: int, out_channels: int, config: YOLOMasterConfig) -> C3k2:

@@ -60,3 +60,24 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         kernel_sizes=config.kernel_sizes,
         norm_layer=YOLOBatchNorm2d,
     )
+
+
+def set_norm_constants(module: nn.Module, config: YOLOMasterConfig) -> None:
+    """Give the norms of a network, but not those of a timm backbone, the epsilon and momentum of its task.
+
+    Args:
+        module: The network.
+        config: The architecture.
+
+    Examples:
+        >>> from moe_vision.layers.convolution import ConvNormAct
+        >>> from moe_vision.models import named_config
+        >>> from moe_vision.models.blocks import set_norm_constants
+        >>> layer = ConvNormAct(3, 8)
+        >>> set_norm_constants(layer, named_config("yolo_master_n", task="classify"))
+        >>> layer.norm.eps
+        1e-05
+    """
+    for norm in module.modules():
+        if isinstance(norm, YOLOBatchNorm2d):
+            norm.eps, norm.momentum = config.norm_constants

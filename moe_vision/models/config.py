@@ -20,6 +20,7 @@ class YOLOMasterConfig:
         depth: Factor of the number of blocks in a stage.
         width: Factor of the number of channels.
         max_channels: Upper bound of the channels before they are scaled.
+        stage2_blocks: CSP blocks in the first stage; the released v0.1 networks n and s have 2.
         c3k: Use the deeper inner blocks in every CSP block of the backbone too; the neck always does.
         attention_residual: Give the attention blocks a residual connection.
         mlp_ratio: Hidden width of the attention blocks' perceptrons relative to their input.
@@ -49,6 +50,7 @@ class YOLOMasterConfig:
     depth: float = 0.5
     width: float = 0.25
     max_channels: int = 1024
+    stage2_blocks: int = 1
     c3k: bool = False
     attention_residual: bool = False
     mlp_ratio: float = 2.0
@@ -69,6 +71,7 @@ class YOLOMasterConfig:
         check_choice("task", self.task, TASKS)
         check_choice("placement", self.placement, PLACEMENTS)
         check_positive(num_classes=self.num_classes, max_channels=self.max_channels, num_experts=self.num_experts)
+        check_positive(stage2_blocks=self.stage2_blocks)
         for name, factor in {"depth": self.depth, "width": self.width, "mlp_ratio": self.mlp_ratio}.items():
             if not 0 < factor < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {factor}")
@@ -95,6 +98,16 @@ class YOLOMasterConfig:
     def backbone_channels(self) -> tuple[int, int, int]:
         """Channels of P3, P4 and P5."""
         return self.channels(512), self.channels(512), self.channels(1024)
+
+    @property
+    def neck_channels(self) -> tuple[int, int, int]:
+        """Channels of the neck's three outputs; the coarsest has 512 before scaling, where YOLOv12 has 1024."""
+        return self.channels(256), self.channels(512), self.channels(512)
+
+    @property
+    def norm_constants(self) -> tuple[float, float]:
+        """Epsilon and momentum of the norms: those of the YOLO family, but the released classifiers have PyTorch's."""
+        return (1e-5, 0.1) if self.task == "classify" else (1e-3, 0.03)
 
     def channels(self, base: int) -> int:
         """Scale a number of channels, rounded up to a multiple of 8."""

@@ -36,15 +36,13 @@ class PathAggregationNeck(nn.Module):
     def __init__(self, in_channels: tuple[int, int, int], config: YOLOMasterConfig) -> None:
         super().__init__()
         in3, in4, in5 = in_channels
-        # The coarsest output is as wide as the one before it: 512 before scaling, where YOLOv12 has 1024.
-        out3, out4 = config.channels(256), config.channels(512)
+        out3, out4, out5 = self.out_channels = config.neck_channels
         self.top_down4 = _fuse(in5 + in4, out4, config)
         self.top_down3 = _fuse(out4 + in3, out3, config)
         self.downsample3 = ConvNormAct(out3, out3, 3, stride=2)
         self.bottom_up4 = _fuse(out3 + out4, out4, config)
         self.downsample4 = ConvNormAct(out4, out4, 3, stride=2)
-        self.bottom_up5 = _fuse(out4 + in5, out4, config)
-        self.out_channels = (out3, out4, out4)
+        self.bottom_up5 = _fuse(out4 + in5, out5, config)
 
     def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the three fused maps."""

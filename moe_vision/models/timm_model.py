@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moe_vision.models.anchors import STRIDES
 from moe_vision.models.backbone import YOLOMasterBackbone
+from moe_vision.models.blocks import set_norm_constants
 from moe_vision.models.classify_head import HIDDEN_CHANNELS, ClassifyHead
 from moe_vision.models.config import SCALES, YOLOMasterConfig, named_config
 
@@ -86,6 +87,7 @@ class YOLOMasterClassifier(nn.Module):
         with torch.device(torch.get_default_device() if device is None else device):
             self.backbone = YOLOMasterBackbone(cfg, in_chans)
             self.head = ClassifyHead(self.num_features, num_classes=0, drop_rate=drop_rate)
+        set_norm_constants(self, cfg)
         _set_drop_path(self.backbone, drop_path_rate)
         self.to(dtype=dtype)
         self.reset_classifier(num_classes, global_pool)
@@ -234,7 +236,15 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: YOLOMasterClassif
         )
     if "head.linear.weight" in state_dict:
         return state_dict
-    return {name: state_dict[name] if name.startswith("backbone.") else value for name, value in own.items()}
+    backbone = {name: _with_own_eps(name, state_dict[name]) for name in own if name.startswith("backbone.")}
+    return {**own, **backbone}
+
+
+def _with_own_eps(name: str, tensor: Tensor) -> Tensor:
+    """Let the norms of a detector, whose epsilon is larger than a classifier's, divide by what they did."""
+    detector, classifier = YOLOMasterConfig(task="detect"), YOLOMasterConfig(task="classify")
+    larger = detector.norm_constants[0] - classifier.norm_constants[0]
+    return tensor + larger if name.endswith(".running_var") else tensor
 
 
 def _set_drop_path(backbone: nn.Module, rate: float) -> None:

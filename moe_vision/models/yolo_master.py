@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moe_vision.models.anchors import STRIDES
 from moe_vision.models.backbone import YOLOMasterBackbone
+from moe_vision.models.blocks import set_norm_constants
 from moe_vision.models.classify_head import ClassifyHead
 from moe_vision.models.config import SCALES, YOLOMasterConfig, named_config
 from moe_vision.models.detect_head import DetectHead, DetectMaps, DetectOutput
@@ -65,14 +66,10 @@ class YOLOMaster(nn.Module):
         self.image_size = IMAGE_SIZES[config.task] if image_size is None else image_size
         check_image_size(self.image_size)
         self.backbone = _build_backbone(config, pretrained)
-        if config.task == "classify":
-            self.head: nn.Module = ClassifyHead(config.backbone_channels[-1], config.num_classes)
-            return
-        self.neck = PathAggregationNeck(config.backbone_channels, config)
-        if config.task == "segment":
-            self.head = SegmentHead(self.neck.out_channels, config.num_classes, config.channels(256), config.reg_max)
-        else:
-            self.head = DetectHead(self.neck.out_channels, config.num_classes, config.reg_max)
+        if config.task != "classify":
+            self.neck = PathAggregationNeck(config.backbone_channels, config)
+        self.head = _build_head(config)
+        set_norm_constants(self, config)
 
     def forward(self, images: Tensor) -> DetectMaps | DetectOutput | SegmentMaps | SegmentOutput | Tensor:
         """Return logits of the classes, or raw maps in training and what they mean otherwise."""
@@ -149,6 +146,14 @@ def _build_backbone(config: YOLOMasterConfig, pretrained: bool | str | Path) -> 
             "checkpoint (load_checkpoint) or a released file (load_official)"
         )
     return YOLOMasterBackbone(config)
+
+
+def _build_head(config: YOLOMasterConfig) -> nn.Module:
+    if config.task == "classify":
+        return ClassifyHead(config.backbone_channels[-1], config.num_classes)
+    if config.task == "segment":
+        return SegmentHead(config.neck_channels, config.num_classes, config.channels(256), config.reg_max)
+    return DetectHead(config.neck_channels, config.num_classes, config.reg_max)
 
 
 def _check_images(images: Tensor) -> None:

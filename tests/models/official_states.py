@@ -89,9 +89,13 @@ def released_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def released_state(model: YOLOMaster) -> dict[str, Tensor]:
     """Return the state_dict that one of our networks, with MoE blocks in the backbone, would be released as."""
+    return released_names(model.state_dict(), model.config)
+
+
+def released_names(state: dict[str, Tensor], config: YOLOMasterConfig) -> dict[str, Tensor]:
     return {
-        released_name(name, model.config): tensor.reshape(released_shape(name, tuple(tensor.shape)))
-        for name, tensor in model.state_dict().items()
+        released_name(name, config): tensor.reshape(released_shape(name, tuple(tensor.shape)))
+        for name, tensor in state.items()
     }
 
 

@@ -21,6 +21,7 @@ from moe_vision.models.official.weights import Entry
 from tests.models.official_states import (
     fixture_state,
     released_name,
+    released_names,
     released_shape,
     released_state,
     renumbered,
@@ -130,6 +131,30 @@ def test_a_pickled_network(detector: State, path: Path, key: str) -> None:
     assert (report.variant, report.top_k, report.notes) == ("esmoe", 3, ())
     assert measured_error(model, "det-n") <= 2e-2
     assert torch.equal(model.neck.downsample3.conv.weight, detector["model.19.conv.weight"].half().float())
+
+
+def test_v0_1_as_released_has_a_second_csp_block_in_its_first_stage(path: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("yolo_master_n", variant="v0_1", stage2_blocks=2).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_546_984 + 7_664  # the 7.555 M of the file
+    blocks = {name: tensor for name, tensor in model.state_dict().items() if "stage2.blocks" in name}
+    first, second = (
+        {
+            name.replace(f"2.blocks.{i}", "2.blocks"): tensor
+            for name, tensor in blocks.items()
+            if f"2.blocks.{i}" in name
+        }
+        for i in (0, 1)
+    )
+    others = {name: tensor for name, tensor in model.state_dict().items() if name not in blocks}
+    state = renumbered(released_names({**others, **first}, model.config), 3)
+    state |= {name.replace("model.2.", "model.3."): t for name, t in released_names(second, model.config).items()}
+    assert {name.split(".")[1] for name in state if "experts" in name} == {"6", "9", "12"}
+    torch.save(state, path)
+    loaded, report = load_official(path)
+    assert (report.variant, loaded.config) == ("v0_1", model.config)
+    images = torch.rand(1, 3, 64, 96)
+    assert torch.equal(loaded(images).boxes, model(images).boxes)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +291,7 @@ def _with_layer_3_twice(state: State) -> State:
         (_without("model.6.", "model.9."), "lacks the layers backbone.stage3.moe.*, backbone.stage4.moe"),
         (_without("model.25."), r"last layer must be one of Detect, Segment, Classify, got model.24 \(C3k2"),
         (_without("model.0."), "has the layers model.1 .Conv"),
-        (_with_layer_3_twice, r"has the layers model.\d \(C3k2: cv1.conv.weight"),
+        (_with_layer_3_twice, r"has model.3.cv1.conv.weight of shape \(32, 32, 1, 1\) for one of \(32, 64, 1, 1\)"),
         (_with("model.26.conv.weight", torch.ones(4, 4, 1, 1)), r"last layer must be one of .*, got model.26 \(Conv"),
         (_with("model.14.weight", torch.ones(2)), r"layer model.14 \(weight \(2,\)\) is none of Conv, C3k2"),
         (_with("model.3.extra", torch.ones(2)), "has model.3.extra, which our network lacks"),

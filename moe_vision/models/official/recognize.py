@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read the architecture off the kinds and shapes of the layers."""
 
+from itertools import takewhile
 from typing import Any
 
 from moe_vision.models.config import SCALES, VARIANTS, YOLOMasterConfig, named_config
@@ -36,6 +37,7 @@ def recognize(layers: list[Layer], top_k: int | None = None) -> tuple[str, YOLOM
         values["reg_max"] = _first_axis(layers[-1], "cv2.0.2.weight") // 4
     values["num_classes"] = _first_axis(layers[-1], "linear.weight" if task == "classify" else "cv3.0.2.weight")
     values["placement"] = _placement(layers, task)
+    values["stage2_blocks"] = _stage2_blocks(layers)
     scale = _scale(layers)
     return scale, named_config(scale, task=task, **values)
 
@@ -96,6 +98,13 @@ def _placement(layers: list[Layer], task: str) -> str:
     backbone = any(moe[i + 1] for i, layer in enumerate(layers[:-1]) if layer.kind is ATTENTION)
     neck = task != "classify" and len(layers) > 1 and moe[-2]
     return {(True, True): "both", (True, False): "backbone", (False, True): "neck"}.get((backbone, neck), "none")
+
+
+def _stage2_blocks(layers: list[Layer]) -> int:
+    """Count the CSP blocks that follow one another first: released v0.1 networks n and s have one more than others."""
+    start = next((index for index, layer in enumerate(layers) if layer.kind is CSP), len(layers))
+    run = takewhile(lambda layer: layer.kind is CSP, layers[start:])
+    return max(1, len(list(run)))
 
 
 def _first_axis(layer: Layer, name: str) -> int:

@@ -3,6 +3,7 @@
 
 from moe_vision.data.class_folders import ClassFolders
 from moe_vision.data.class_list import ClassList
+from moe_vision.data.classification import ClassificationPipeline
 from moe_vision.data.coco import COCODetection
 from moe_vision.data.images import read_image
 from moe_vision.data.inputs import ImageLike, to_image
@@ -24,6 +25,7 @@ __all__ = [
     "COCODetection",
     "ClassFolders",
     "ClassList",
+    "ClassificationPipeline",
     "ClassificationSource",
     "DetectionPipeline",
     "DetectionSource",

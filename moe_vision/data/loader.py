@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of detection samples: images stacked, targets in a list, an order that depends on seed and epoch alone."""
+"""Batches of samples: images stacked, targets in a list, an order that depends on seed and epoch alone."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from moe_vision.data.pipeline import DetectionPipeline, derive_seed
 from moe_vision.data.samples import Sample, Target
+from moe_vision.data.seeded import SeededPipeline, derive_seed
 
 Batch = tuple[Tensor, list[Target]]
 
@@ -32,7 +32,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 class EpochShuffle(Sampler[int]):
     """A random order that depends on a seed and on the pipeline's epoch, so that epochs differ and can be repeated."""
 
-    def __init__(self, pipeline: DetectionPipeline, seed: int) -> None:
+    def __init__(self, pipeline: SeededPipeline, seed: int) -> None:
         self.pipeline = pipeline
         self.seed = seed
 
@@ -45,7 +45,7 @@ class EpochShuffle(Sampler[int]):
 
 
 def build_loader(
-    pipeline: DetectionPipeline,
+    pipeline: SeededPipeline,
     batch_size: int,
     *,
     shuffle: bool = False,

@@ -1,22 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a data set of images to what a detector trains on: square float images and plain tensors, reproducibly."""
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from moe_vision.data.mosaic import mosaic, scale_jitter
 from moe_vision.data.samples import DetectionSource, Sample
+from moe_vision.data.seeded import SeededPipeline
 from moe_vision.data.transforms import eval_transform, train_transform
 
 
-def derive_seed(*numbers: int) -> int:
-    """Mix non-negative numbers into one seed, so that neighbouring numbers give unrelated random streams."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-class DetectionPipeline(Dataset[Sample]):
+class DetectionPipeline(SeededPipeline):
     """Letterboxed samples for evaluation, or augmented ones (mosaic, scale jitter, flips, colour) for training.
 
     A sample depends on (seed, epoch, index) alone, so any number of loader workers gives the same samples, and torch's
@@ -27,6 +21,7 @@ class DetectionPipeline(Dataset[Sample]):
         image_size: Side of the square images in pixels.
         augment: Augment (training) or only letterbox (evaluation).
         mosaic: Probability of a mosaic of four images; otherwise one image with scale jitter.
+        mosaic_epochs: Epochs from the first on with mosaic; all if None.
         hflip: Probability of a left-right flip.
         vflip: Probability of an upside-down flip.
         seed: Seed of the augmentation.
@@ -53,41 +48,35 @@ class DetectionPipeline(Dataset[Sample]):
         *,
         augment: bool = False,
         mosaic: float = 1.0,
+        mosaic_epochs: int | None = None,
         hflip: float = 0.5,
         vflip: float = 0.0,
         seed: int = 0,
     ) -> None:
+        super().__init__(seed)
         self.source = source
         self.image_size = image_size
         self.augment = augment
         self.mosaic = mosaic
-        self.seed = seed
-        self.epoch = 0
+        self.mosaic_epochs = mosaic_epochs
         self.transform = train_transform(hflip=hflip, vflip=vflip) if augment else eval_transform(image_size)
-
-    def set_epoch(self, epoch: int, mosaic: float | None = None) -> None:
-        """Start another epoch: other random numbers, and from now on `mosaic` as its probability unless None."""
-        self.epoch = epoch
-        if mosaic is not None:
-            self.mosaic = mosaic
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Sample:
+    def sample(self, index: int) -> Sample:
+        """Make the sample of one image, or of four."""
         image, target = self.source[index]
         size = tuple(image.shape[-2:])
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would also reseed the GPUs, and those are not forked here.
-            torch.default_generator.manual_seed(derive_seed(self.seed, self.epoch, index))
-            if self.augment:
-                image, target = self._compose((image, target))
-            image, target = self.transform(image, target)
+        if self.augment:
+            image, target = self._compose((image, target))
+        image, target = self.transform(image, target)
         objects = {key: target[key].as_subclass(Tensor) for key in ("boxes", "labels", "masks") if key in target}
         return image.as_subclass(Tensor).contiguous(), {**objects, "image_id": index, "size": size}
 
     def _compose(self, sample: Sample) -> Sample:
-        if torch.rand(()) >= self.mosaic:
+        closed = self.mosaic_epochs is not None and self.epoch >= self.mosaic_epochs
+        if torch.rand(()) >= (0.0 if closed else self.mosaic):
             return scale_jitter(sample, self.image_size)
         others = torch.randint(len(self.source), (3,)).tolist()
         return mosaic([sample, *(self.source[index] for index in others)], self.image_size)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_vision.data import DetectionPipeline, Sample, undo_letterbox
-from moe_vision.data.pipeline import derive_seed
+from moe_vision.data.seeded import derive_seed
 
 from .painted import PaintedSource, check_mask, extent, painted
 
@@ -94,10 +94,10 @@ def test_mosaic_can_be_closed() -> None:
             return super().__getitem__(index)
 
     source = Counting()
-    pipeline = DetectionPipeline(source, 96, augment=True, mosaic=1.0)
-    for epoch, mosaic, reads in [(0, None, 4), (1, 0.0, 1), (2, None, 1), (3, 1.0, 4)]:
+    pipeline = DetectionPipeline(source, 96, augment=True, mosaic=1.0, mosaic_epochs=2)
+    for epoch, reads in [(0, 4), (1, 4), (2, 1), (3, 1)]:
         source.reads = 0
-        pipeline.set_epoch(epoch, mosaic=mosaic)
+        pipeline.set_epoch(epoch)
         pipeline[0]
         assert source.reads == reads
 

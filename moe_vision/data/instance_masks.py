@@ -106,7 +106,10 @@ class InstanceMasks(DetectionReader):
 def _with_suffix(path: Path) -> Path:
     """Find the image of a name; a path that does not exist if there is none."""
     candidates = [path.with_name(path.name + suffix) for suffix in IMAGE_SUFFIXES]
-    return next((candidate for candidate in candidates if candidate.is_file()), path)
+    try:
+        return next((candidate for candidate in candidates if candidate.is_file()), path)
+    except OSError:  # the name is too long; opening it will be reported
+        return path
 
 
 def _found(indices: NDArray[np.generic], name: str) -> list[LabelledObject]:

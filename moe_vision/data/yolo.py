@@ -79,9 +79,14 @@ class YOLODetection(DetectionReader):
                 yield Record(image, label_file, list(self._objects_of(label_file, image)))
 
     def _objects_of(self, path: Path, image: ImageFile) -> Iterator[LabelledObject]:
-        if not path.is_file():
+        try:
+            text = path.read_text("utf-8-sig", errors="replace")
+        except FileNotFoundError:  # an image without objects
             return
-        for number, line in enumerate(path.read_text("utf-8-sig", errors="replace").splitlines(), 1):
+        except OSError as error:
+            self._report(path, "unreadable label file", error)
+            return
+        for number, line in enumerate(text.splitlines(), 1):
             if line.strip():
                 try:
                     yield self._object(line.split(), f"line {number}", image)

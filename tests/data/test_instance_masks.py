@@ -184,6 +184,13 @@ def test_list_that_is_not_utf8(folder: IndexFolder) -> None:
     assert len(data) == 1
 
 
+def test_list_with_a_name_that_no_file_can_have(folder: IndexFolder) -> None:
+    folder.split("train", ["good", "x" * 300, "a\0b"])
+    data = folder.open()
+    assert [problem.reason for problem in data.problems] == ["unreadable image"] * 2
+    assert len(data) == 1
+
+
 def test_missing_split_names_those_there_are(folder: IndexFolder) -> None:
     with pytest.raises(FileNotFoundError, match=r"existing: train\), got 'val'"):
         folder.open("val")

@@ -153,6 +153,15 @@ def test_label_files_of_other_bytes(yolo: YOLOFolder, caplog: pytest.LogCaptureF
     assert len(data[0][1]["boxes"]) == 1
 
 
+def test_label_file_that_can_not_be_read(yolo: YOLOFolder, caplog: pytest.LogCaptureFixture) -> None:
+    path = yolo.add("bad", "")
+    path.unlink()
+    path.mkdir()
+    data = yolo.open()
+    check_problem(data, path, "unreadable label file", caplog)
+    assert len(data) == 2
+
+
 def test_label_file_without_an_image(yolo: YOLOFolder, caplog: pytest.LogCaptureFixture) -> None:
     (yolo.root / "labels" / "train" / "classes.txt").write_text("cat")  # as labelImg leaves it
     path = yolo.root / "labels" / "train" / "gone.txt"

@@ -66,7 +66,7 @@ def build_loader(
         drop_last: Leave out a last batch that is not full.
 
     Examples:
-        >>> from moe_vision.data import ShapeScenes
+        >>> from moe_vision.data import DetectionPipeline, ShapeScenes
         >>> loader = build_loader(DetectionPipeline(ShapeScenes(6), 64), batch_size=4, shuffle=True)
         >>> [len(targets) for images, targets in loader]
         [4, 2]

@@ -78,7 +78,7 @@ def decode(masks: Sequence[RLE], height: int, width: int) -> Tensor:
 
     if not masks:
         return torch.zeros(0, height, width, dtype=torch.bool)
-    return torch.from_numpy(coco.decode(list(masks))).permute(2, 0, 1).contiguous().bool()
+    return torch.from_numpy(coco.decode(list(masks))).permute(2, 0, 1).contiguous().view(torch.bool)
 
 
 def _not_empty(mask: RLE) -> RLE:

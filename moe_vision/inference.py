@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_vision.data import ImageLike, eval_transform, letterbox_geometry, to_image, undo_letterbox
-from moe_vision.data.transforms import Transform, classify_transform
-from moe_vision.models import YOLOMaster
+from moe_vision.data.transforms import classify_transform
+from moe_vision.models import DetectOutput, SegmentOutput, YOLOMaster
 from moe_vision.models.yolo_master import check_image_size
-from moe_vision.tasks import class_scores, mask_polygons, render_masks
-from moe_vision.tasks.masks import mask_windows
+from moe_vision.tasks import class_scores, mask_polygons
+from moe_vision.tasks.masks import mask_windows, paste_windows
 from moe_vision.tasks.postprocess import suppress
 
 BATCH_SIZE = 16
@@ -72,51 +72,58 @@ def predict(
     if polygons and task != "segment":
         raise ValueError(f"polygons must be False for a network of task={task!r}, which finds no masks")
     limits = {"score": score, "iou": iou, "max_detections": max_detections}
+    transform = classify_transform(size) if task == "classify" else eval_transform(size)
+    device = next(model.parameters()).device
     results: list[Result] = []
     with _in_eval(model):
         for start in range(0, len(waiting), BATCH_SIZE):
             chunk = [to_image(image) for image in waiting[start : start + BATCH_SIZE]]
+            output = model(torch.stack([transform(image) for image in chunk]).to(device))
             if task == "classify":
-                results += _classify(model, chunk, size)
-            elif task == "segment":
-                results += _segment(model, chunk, size, polygons, limits)
-            else:
-                results += _detect(model, chunk, size, limits)
+                results += class_scores(output.cpu())
+                continue
+            sizes = [(image.shape[1], image.shape[2]) for image in chunk]
+            for result, place in zip(results_in_original(output, sizes, size, **limits), sizes, strict=True):
+                results.append(_with_masks(result, place, polygons) if task == "segment" else result)
     return results
 
 
-def _detect(model: YOLOMaster, images: list[Tensor], size: int, limits: dict[str, Any]) -> list[Result]:
-    found = suppress(_forward(model, images, eval_transform(size)), **limits)
-    return [in_original(one, image.shape[1], image.shape[2], size) for one, image in zip(found, images, strict=True)]
+def results_in_original(
+    output: DetectOutput | SegmentOutput, sizes: Sequence[tuple[int, int]], image_size: int, **limits: Any
+) -> Iterator[Result]:
+    """Suppress repetitions and take what is left from letterboxed squares to the images they were made of.
+
+    Args:
+        output: A network's output in eval.
+        sizes: Height and width of each image.
+        image_size: Side of the squares in pixels.
+        limits: ``score``, ``iou`` and ``max_detections``, as of `moe_vision.tasks.postprocess`.
+
+    Shape:
+        - Output: for each image ``boxes`` (D, 4), ``scores`` (D,), ``labels`` (D,), on the CPU, and of a
+          `moe_vision.models.SegmentOutput` ``windows``, D instances of `moe_vision.tasks.masks.Window`, each rendered
+          when it is asked for
+    """
+    for index, (found, (height, width)) in enumerate(zip(suppress(output, **limits), sizes, strict=True)):
+        result: Result = _in_original(found, height, width, image_size)
+        if isinstance(output, SegmentOutput):
+            place = letterbox_geometry(height, width, image_size)
+            result["windows"] = mask_windows(
+                result.pop("coefficients"),
+                output.prototypes[index].cpu(),
+                result["boxes"],
+                (height, width),
+                scale=(place.width / width, place.height / height),
+                offset=(float(place.left), float(place.top)),
+            )
+        yield result
 
 
-def _segment(
-    model: YOLOMaster, images: list[Tensor], size: int, polygons: bool, limits: dict[str, Any]
-) -> list[Result]:
-    output = _forward(model, images, eval_transform(size))
-    results: list[Result] = []
-    for one, prototypes, image in zip(suppress(output, **limits), output.prototypes.cpu(), images, strict=True):
-        height, width = image.shape[1:]
-        result: Result = in_original(one, height, width, size)
-        place = letterbox_geometry(height, width, size)
-        scale, offset = (place.width / width, place.height / height), (float(place.left), float(place.top))
-        masks = (result.pop("coefficients"), prototypes, result["boxes"], (height, width))
-        if polygons:
-            windows = mask_windows(*masks, scale=scale, offset=offset)
-            result["polygons"] = [mask_polygons(mask, left=left, top=top) for mask, left, top in windows]
-        else:
-            result["masks"] = render_masks(*masks, scale=scale, offset=offset)
-        results.append(result)
-    return results
-
-
-def _classify(model: YOLOMaster, images: list[Tensor], size: int) -> list[Result]:
-    return class_scores(_forward(model, images, classify_transform(size)).cpu())
-
-
-def _forward(model: YOLOMaster, images: list[Tensor], transform: Transform) -> Any:
-    device = next(model.parameters()).device
-    return model(torch.stack([transform(image) for image in images]).to(device))
+def _with_masks(result: Result, size: tuple[int, int], polygons: bool) -> Result:
+    windows = result.pop("windows")
+    if polygons:
+        return {**result, "polygons": [mask_polygons(mask, left=left, top=top) for mask, left, top in windows]}
+    return {**result, "masks": paste_windows(windows, len(result["boxes"]), size)}
 
 
 def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
@@ -137,7 +144,7 @@ def _in_eval(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def in_original(objects: dict[str, Tensor], height: int, width: int, size: int) -> dict[str, Tensor]:
+def _in_original(objects: dict[str, Tensor], height: int, width: int, size: int) -> dict[str, Tensor]:
     """Take objects from the letterboxed square to the height x width image, without those in the border, to the CPU."""
     boxes = undo_letterbox(objects["boxes"], height, width, size)
     visible = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)

@@ -5,7 +5,7 @@ Axes: D instances, H and W pixels of the target image, h and w cells of the prot
 network's input.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -116,8 +116,13 @@ def render_masks(
         >>> render_masks(torch.ones(1, 32), torch.ones(32, 4, 4), box, (16, 16)).sum()
         tensor(24)
     """
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool, device=prototypes.device)
     windows = mask_windows(coefficients, prototypes, boxes, size, scale=scale, offset=offset)
+    return paste_windows(windows, len(boxes), size).to(prototypes.device)
+
+
+def paste_windows(windows: Iterable[Window], count: int, size: tuple[int, int]) -> Tensor:
+    """Put ``count`` windows into masks of a whole image, (count, H, W), bool, on the CPU."""
+    masks = torch.zeros(count, *size, dtype=torch.bool)
     for mask, (window, left, top) in zip(masks, windows, strict=True):
         mask[top : top + window.shape[0], left : left + window.shape[1]] = window
     return masks

@@ -19,24 +19,25 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_vision.data import DetectionPipeline, DetectionSource, build_loader
+from moe_vision.data import ClassificationSource, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.models import YOLOMaster, save_checkpoint
-from moe_vision.tasks import detect_loss
-from moe_vision.train.evaluation import check_task, evaluate
+from moe_vision.train.evaluation import evaluate
+from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
 from moe_vision.train.settings import TrainSettings
 
 
 class Trainer:
-    """Train a detector on a data set, evaluate it, and keep its weights and a log.
+    """Train a network on a data set, evaluate it, and keep its weights and a log.
 
     One process or several, started by ``torchrun`` or ``accelerate launch``; AdamW, cosine schedule and moving average
     (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
 
     The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
-    the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors`` and
-    ``best.safetensors`` (by mAP 50:95), and ``state-EPOCHS``, from which a run that was killed goes on.
+    the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors``,
+    ``best.safetensors`` (by mAP 50:95 of the boxes or, to segment, the masks, or by top-1 accuracy) and
+    ``state-EPOCHS``, from which a run that was killed goes on.
 
     Args:
         model: The network; its head fits the classes of the data.
@@ -68,14 +69,13 @@ class Trainer:
     def __init__(
         self,
         model: YOLOMaster,
-        train_data: DetectionSource,
-        val_data: DetectionSource | None,
+        train_data: DetectionSource | ClassificationSource,
+        val_data: DetectionSource | ClassificationSource | None,
         out: str | Path,
         settings: TrainSettings,
         *,
         resume: bool = False,
     ) -> None:
-        check_task(model)
         _check_classes(model, train_data, val_data)
         set_seed(settings.seed)
         self.settings = settings
@@ -86,11 +86,10 @@ class Trainer:
             _check_settings(settings, self.out / "settings.json")
         AcceleratorState._reset_state()  # it outlives a run, and would hold the next to the same precision
         self.accelerator = Accelerator(mixed_precision=settings.precision)
-        self.pipeline = DetectionPipeline(
-            train_data, settings.image_size, augment=True, mosaic=settings.mosaic, seed=settings.seed
-        )
+        self.recipe = RECIPES[model.config.task]
+        pipeline = self.recipe.pipeline(train_data, settings)
         loader = build_loader(
-            self.pipeline, settings.batch_size, shuffle=True, num_workers=settings.num_workers, seed=settings.seed
+            pipeline, settings.batch_size, shuffle=True, num_workers=settings.num_workers, seed=settings.seed
         )
         model.image_size = settings.image_size
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -131,8 +130,8 @@ class Trainer:
                 self.metrics = line["metrics"] = self._evaluate()
             if self.accelerator.is_main_process:
                 self._save("last")
-                if self.metrics and self.metrics["map"] > self.best:
-                    self.best = self.metrics["map"]
+                if self.metrics and self.metrics[self.recipe.metric] > self.best:
+                    self.best = self.metrics[self.recipe.metric]
                     self._save("best")
                 self._log({**line, "seconds": round(time.perf_counter() - start, 2)})
             save_run_state(self.accelerator, self.out, epoch + 1)
@@ -149,9 +148,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         settings = self.settings
-        closed = epoch >= settings.epochs - settings.close_mosaic
-        self.pipeline.set_epoch(epoch, mosaic=0.0 if closed else settings.mosaic)
-        self.loader.set_epoch(epoch)  # it counts its epochs itself, and would tell the pipeline its own count
+        self.loader.set_epoch(epoch)  # which tells the pipeline
         self.model.train()
         usage = ExpertUsage(self.accelerator.unwrap_model(self.model))
         sums: Counter[str] = Counter()
@@ -175,8 +172,8 @@ class Trainer:
         self.schedule.step_update(self.step)
         self.step += 1
         model = cast(YOLOMaster, self.accelerator.unwrap_model(self.model))
-        maps = self.model(images.contiguous(memory_format=torch.channels_last))
-        terms = detect_loss(model, maps, targets, balance=self.settings.balance)
+        output = self.model(images.contiguous(memory_format=torch.channels_last))
+        terms = self.recipe.loss(model, output, targets, balance=self.settings.balance)
         self.accelerator.backward(torch.stack(list(terms.values())).sum())
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         applied = bool(torch.isfinite(norm))  # the same on every rank: the gradients have been averaged
@@ -200,7 +197,7 @@ class Trainer:
         if self.accelerator.is_main_process and self.val_data is not None:
             size, workers = self.settings.image_size, self.settings.num_workers
             metrics = evaluate(self.ema.module, self.val_data, image_size=size, num_workers=workers, progress=True)
-            tqdm.write(f"mAP 50:95 {metrics['map']:.3f}   mAP 50 {metrics['map50']:.3f}", file=sys.stderr)
+            tqdm.write("  ".join(f"{name} {metrics[name]:.3f}" for name in self.recipe.shown), file=sys.stderr)
         self.accelerator.wait_for_everyone()
         return metrics
 
@@ -218,7 +215,7 @@ class Trainer:
             file.write(json.dumps(line) + "\n")
 
 
-def _check_classes(model: YOLOMaster, *sources: DetectionSource | None) -> None:
+def _check_classes(model: YOLOMaster, *sources: DetectionSource | ClassificationSource | None) -> None:
     for source in sources:
         if source is None:
             continue

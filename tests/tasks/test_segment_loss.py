@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmentation task's loss on a whole network, and the contract of its targets."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +8,10 @@ import torch
 from torch import Tensor
 
 from moe_vision import create_model
-from moe_vision.data import ShapeScenes
 from moe_vision.losses.assign import assign_batch
 from moe_vision.losses.segmentation import mask_loss
 from moe_vision.models import SegmentMaps, YOLOMaster
 from moe_vision.tasks import detect_loss, segment_loss
-from moe_vision.train import Trainer, TrainSettings, evaluate
 
 Target = dict[str, Tensor]
 
@@ -103,13 +100,3 @@ def test_targets_that_break_the_contract(change: dict[str, Any], message: str) -
     target = {name: part for name, part in {**ONE, **change}.items() if part is not None}
     with pytest.raises(ValueError, match=message):
         segment_loss(model, model(torch.rand(2, 3, 64, 64)), [ONE, target])
-
-
-@pytest.mark.parametrize("task", ["segment", "classify"])
-def test_trainer_and_evaluation_are_for_detectors(task: str, tmp_path: Path) -> None:
-    scenes = ShapeScenes(2, image_size=64)
-    model = create_model("yolo_master_n", task=task, num_classes=len(scenes.classes))
-    with pytest.raises(ValueError, match=f"task must be detect to train or evaluate, got '{task}'"):
-        Trainer(model, scenes, scenes, tmp_path, TrainSettings(image_size=64))
-    with pytest.raises(ValueError, match=f"task must be detect to train or evaluate, got '{task}'"):
-        evaluate(model, scenes, image_size=64)

@@ -15,7 +15,7 @@ from moe_vision.data import ShapeScenes
 from moe_vision.data.samples import make_sample
 from moe_vision.models import YOLOMaster
 from moe_vision.train import evaluate
-from moe_vision.train.evaluation import METRICS, coco_metrics
+from moe_vision.train.metrics import METRICS, coco_metrics
 from tests.models.reference_detector import busy_detector
 
 CLASSES = ("cat", "dog", "cow")

@@ -20,7 +20,7 @@ from tests.data.conftest import VOCFolder
 from tests.models.official_states import fixture_state
 from tests.models.reference_detector import busy_detector, busy_segmenter
 
-COMMANDS = ("demo", "train", "val", "predict", "convert")
+COMMANDS = ("demo", "data", "train", "val", "predict", "convert")
 
 
 class Run(NamedTuple):
@@ -103,7 +103,10 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["val", "none.safetensors", "--data", "none"], "checkpoint none.safetensors does not exist"),
         (["predict", "none.safetensors", "a.jpg"], "checkpoint none.safetensors does not exist"),
-        (["train", "--data", "none"], "split must name a list in none/ImageSets/Main (existing: none), got 'train'"),
+        (["train", "--data", "none"], "path must be a folder or file, got 'none', which does not exist"),
+        (["data", "none", "--task", "segment"], "path must be a folder or file, got 'none', which does not exist"),
+        (["train", "--data", "none", "--epoch-count", "3"], "there is no option --epoch-count; did you mean --epochs?"),
+        (["val", "w", "--data", "none", "--xyz"], "there is no option --xyz; see moe-vision val --help"),
         (["train", "--data", "none", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["train", "--data", "none", "--image-size", "100"], "image_size must be a multiple of 32, got 100"),
         (["train", "--data", "none", "--precision", "fp8"], "precision must be no, bf16 or fp16, got fp8"),
@@ -277,3 +280,57 @@ def test_predict_names_the_five_likeliest_classes(tmp_path: Path, capsys: pytest
     assert [row["class"] for row in record["classes"]] == [names[label] for label in best]
     assert [row["score"] for row in record["classes"]] == pytest.approx(scores[best].tolist(), abs=1e-4)
     assert record["image"] == str(photo)
+
+
+def test_data_finds_what_is_broken_and_shows_samples(cells: Path, tmp_path: Path) -> None:
+    done = run("data", cells, "--out", tmp_path / "check")
+    assert done.code == 0, done.err
+    assert "broken XML" in done.out or "torn" in done.out
+    found = json.loads((tmp_path / "check" / "data.json").read_text())
+    assert found["images"] == 8
+    assert {Path(problem["file"]).stem for problem in found["problems"]} >= {"torn", "noise", "gone"}
+    with Image.open(tmp_path / "check" / "samples.jpg") as sheet:
+        assert sheet.size == (4 * 260 + 4, 2 * 260 + 4)
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> Path:
+    """Folders of dark and bright images, to train on and to validate."""
+    for split, count in (("train", 8), ("val", 4)):
+        for name, value in (("dark", 40), ("bright", 200)):
+            folder = tmp_path / "shades" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (48, 40), (value, value + index, value)).save(folder / f"{index}.png")
+    return tmp_path / "shades"
+
+
+def test_classification_from_data_to_prediction(shades: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small = ("--epochs", 1, "--image-size", 64, "--batch-size", 4, "--num-workers", 0)
+    done = run("train", "--task", "classify", "--data", shades, "--out", out, *small)
+    assert done.code == 0, done.err
+    assert "top-1 accuracy" in done.out
+    assert load_checkpoint(out / "last.safetensors").config.task == "classify"
+    done = run("val", out / "last.safetensors", "--data", shades)
+    assert done.code == 0, done.err
+    assert "top-5 accuracy       1.0000" in done.out
+    done = run("predict", out / "last.safetensors", shades / "val" / "dark", "--out", tmp_path / "classes")
+    assert done.code == 0, done.err
+    assert len(json.loads((tmp_path / "classes" / "classes.json").read_text())) == 4
+
+
+def test_a_run_that_is_done_is_resumed_without_training(shades: Path, tmp_path: Path) -> None:
+    small = ["--epochs", "1", "--image-size", "64", "--batch-size", "4", "--num-workers", "0", "--out", str(tmp_path)]
+    command = ["train", "--task", "classify", "--data", str(shades), *small, "--resume"]
+    assert main(command) == 0
+    written = (tmp_path / "last.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "last.safetensors").stat().st_mtime_ns == written
+
+
+def test_train_on_another_backbone(cells: Path, tmp_path: Path) -> None:
+    small = ("--epochs", 1, "--image-size", 64, "--batch-size", 4, "--num-workers", 0)
+    done = run("train", "--data", cells, "--backbone", "test_efficientnet", "--out", tmp_path / "run", *small)
+    assert done.code == 0, done.err
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").config.backbone == "test_efficientnet"

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from moe_vision.visualize import comparison_sheet, draw_detections, plot_routing, plot_training, save_picture
+from moe_vision.data import ShapeScenes
+from moe_vision.visualize import (
+    comparison_sheet,
+    draw_detections,
+    plot_routing,
+    plot_training,
+    sample_sheet,
+    save_picture,
+)
 
 EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
 BLUE, RED = (0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77)  # colours of the first two classes
@@ -72,8 +80,34 @@ def test_sheet_lays_truth_beside_detections() -> None:
     assert tuple(first[:, 20, 10].tolist()) == RED
     assert not second[:, :40].any()
     assert (second[:, 41:] == 255).all()  # beside the image
-    masked = {**truths[0], "masks": torch.ones(1, 40, 80, dtype=torch.bool)}
-    assert torch.equal(comparison_sheet(images, [masked, EMPTY, EMPTY], [EMPTY] * 3, ["cat", "dog"], size=80), sheet)
+
+
+def test_sheet_scales_masks_with_the_image() -> None:
+    mask = torch.zeros(1, 20, 40, dtype=torch.bool)
+    mask[:, 10:, 20:] = True
+    masked = {**found([[20.0, 10.0, 40.0, 20.0]], [1]), "masks": mask}
+    sheet = comparison_sheet([black(20, 40)], [masked], [EMPTY], ["cat", "dog"], size=80)
+    tile = sheet[:, 4:84, 4:84]  # twice as large as the image
+    assert tile[:, 30, 60].any()  # inside the mask, away from the box's line and its caption
+    assert not tile[:, 15, 10].any()
+
+
+def test_samples_of_boxes_masks_and_classes() -> None:
+    scenes = ShapeScenes(8, 64)
+    assert sample_sheet(scenes, 5, size=64).shape == (3, 2 * 68 + 4, 4 * 68 + 4)
+    assert sample_sheet(scenes, 100, size=64).shape == (3, 2 * 68 + 4, 4 * 68 + 4)  # there are 8
+
+    class Classified:
+        classes = ("cat", "dog")
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> tuple[Tensor, dict[str, int]]:
+            return black(40, 40), {"label": 1, "image_id": 0}
+
+    tile = sample_sheet(Classified(), size=80)[:, 4:84, 4:84]
+    assert tuple(tile[:, 40, 0].tolist()) == RED
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -39,6 +39,8 @@ def open_dataset(
 def open_dataset(
     path: str | Path, split: str, *, task: Literal["detect", "segment"], classes: Sequence[str] | None = None
 ) -> DetectionReader: ...
+@overload
+def open_dataset(path: str | Path, split: str, *, task: str, classes: Sequence[str] | None = None) -> Reader: ...
 def open_dataset(path: str | Path, split: str, *, task: str, classes: Sequence[str] | None = None) -> Reader:
     """Open one part of a data set for a task, in whichever of the formats it is.
 

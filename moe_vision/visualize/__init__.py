@@ -4,12 +4,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from moe_vision.visualize.pictures import comparison_sheet, draw_detections, save_picture
+from moe_vision.visualize.pictures import comparison_sheet, draw_detections, sample_sheet, save_picture
 
 if TYPE_CHECKING:
     from moe_vision.visualize.plots import plot_routing, plot_training
 
-__all__ = ["comparison_sheet", "draw_detections", "plot_routing", "plot_training", "save_picture"]
+__all__ = ["comparison_sheet", "draw_detections", "plot_routing", "plot_training", "sample_sheet", "save_picture"]
 
 # Pictures need no matplotlib; what does is loaded when it is used.
 _LAZY = {"plot_routing": "plots", "plot_training": "plots"}

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,15 +88,55 @@ def comparison_sheet(
     """
     tiles = []
     for image, truth, detections in zip(images, truths, found, strict=True):
-        scale = size / max(image.shape[1:])
-        large = F.resize(image, [max(1, round(side * scale)) for side in image.shape[1:]], antialias=True)
-        canvas = torch.full((3, size, size), 255, dtype=torch.uint8)
-        for objects in (truth, detections):
-            kept = {name: objects[name] for name in ("labels", "scores") if name in objects}
-            drawn = draw_detections(large, {**kept, "boxes": objects["boxes"] * scale}, class_names)
-            tile = canvas.clone()
-            tile[:, : drawn.shape[1], : drawn.shape[2]] = drawn
-            tiles.append(tile)
+        tiles += [_tile(image, truth, class_names, size), _tile(image, detections, class_names, size)]
+    return _sheet(tiles)
+
+
+def sample_sheet(source: Any, count: int = 12, *, size: int = 256) -> Tensor:
+    """Lay out samples of a data set, evenly spaced, with their boxes, masks or classes.
+
+    Args:
+        source: A reader of `moe_vision.data`, or another source of such samples.
+        count: Samples to show; fewer if there are fewer.
+        size: Side of an image on the sheet in pixels.
+
+    Shape:
+        - Output: (3, H', W'), uint8; four samples a row
+
+    Examples:
+        >>> from moe_vision.data import ShapeScenes
+        >>> from moe_vision.visualize import sample_sheet
+        >>> sample_sheet(ShapeScenes(8, 64), 4, size=64).shape
+        torch.Size([3, 72, 276])
+    """
+    count = min(count, len(source))
+    tiles = []
+    for place in range(count):
+        image, target = source[place * len(source) // count]
+        plain = {name: value.as_subclass(Tensor) for name, value in target.items() if isinstance(value, Tensor)}
+        if "label" in target:  # a class is drawn as a box around all
+            height, width = image.shape[1:]
+            box = torch.tensor([[0.0, 0.0, width - 1.0, height - 1.0]])
+            plain = {"boxes": box, "labels": torch.tensor([target["label"]])}
+        tiles.append(_tile(image.as_subclass(Tensor), plain, source.classes, size))
+    return _sheet(tiles)
+
+
+def _tile(image: Tensor, objects: Mapping[str, Tensor], class_names: Sequence[str], size: int) -> Tensor:
+    """Draw objects into an image that fits a white square."""
+    scale = size / max(image.shape[1:])
+    shape = [max(1, round(side * scale)) for side in image.shape[1:]]
+    scaled = {name: objects[name] for name in ("labels", "scores") if name in objects}
+    scaled["boxes"] = objects["boxes"] * scale
+    if "masks" in objects:
+        scaled["masks"] = F.resize(objects["masks"].float(), shape, antialias=True) > 0.5
+    drawn = draw_detections(F.resize(image, shape, antialias=True), scaled, class_names)
+    tile = torch.full((3, size, size), 255, dtype=torch.uint8)
+    tile[:, : drawn.shape[1], : drawn.shape[2]] = drawn
+    return tile
+
+
+def _sheet(tiles: list[Tensor]) -> Tensor:
     sheet: Tensor = make_grid(tiles, nrow=4, padding=4, pad_value=255)
     return sheet
 

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``moe-vision val``: evaluate weights on a data set."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from moe_vision.cli.options import add_data, print_metrics
+
+
+def add_to(commands: Any) -> argparse.ArgumentParser:
+    """Add the command to the parser."""
+    from moe_vision.layers.dispatch import DISPATCH_MODES
+
+    command = commands.add_parser("val", help="evaluate weights on a data set")
+    command.add_argument("weights", type=Path, help="a checkpoint")
+    add_data(command)
+    command.add_argument("--split", default="val", help="part of the data (%(default)s)")
+    command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
+    command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
+    command.add_argument("--dispatch", default="auto", choices=DISPATCH_MODES, help="executor of the experts")
+    return command  # type: ignore[no-any-return]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate a checkpoint, and print its metrics."""
+    from moe_vision.data import open_dataset
+    from moe_vision.layers import ESMoE
+    from moe_vision.models import load_checkpoint
+    from moe_vision.train import evaluate
+
+    model = load_checkpoint(options.weights)
+    for module in model.modules():
+        if isinstance(module, ESMoE):
+            module.dispatch = options.dispatch
+    data = open_dataset(options.data, options.split, task=model.config.task, classes=model.class_names)
+    print(data.summary())
+    size = options.image_size or model.image_size
+    print_metrics(evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True))

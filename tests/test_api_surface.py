@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 SURFACE: dict[str, list[str]] = json.loads(Path(__file__).with_name("api_surface.json").read_text())
-NAMES = [(module, name) for module, names in SURFACE.items() for name in names]
+# What types are called, and what readers look like to others.
+TYPES = {"ClassificationSource", "DetectionSource", "ImageLike", "Sample", "Target"}
+NAMES = [(module, name) for module, names in SURFACE.items() for name in names if name not in TYPES]
 
 
 @pytest.mark.parametrize("module", SURFACE)

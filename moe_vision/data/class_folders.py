@@ -32,6 +32,19 @@ class ClassFolders(ClassificationReader):
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: No image is usable.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from moe_vision.data import ClassFolders
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("cat", "dog"):
+        ...         Path(folder, name).mkdir()
+        ...         Image.new("RGB", (64, 48)).save(f"{folder}/{name}/a.png")
+        ...     pets = ClassFolders(folder)
+        ...     pets.classes, pets[1][1]
+        (('cat', 'dog'), {'label': 1, 'image_id': 1})
     """
 
     def __init__(self, root: str | Path, *, classes: Sequence[str] | None = None, cache: bool = True) -> None:

@@ -39,6 +39,17 @@ class ClassList(ClassificationReader):
     Raises:
         FileNotFoundError: There is no such list.
         ValueError: No image is usable.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from moe_vision.data import ClassList
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (64, 48)).save(f"{folder}/a.png")
+        ...     _ = Path(folder, "train.txt").write_text("a.png dog")
+        ...     ClassList(f"{folder}/train.txt").summary()
+        '1 images, 1 classes, 0 problems'
     """
 
     def __init__(

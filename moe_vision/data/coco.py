@@ -42,6 +42,21 @@ class COCODetection(DetectionReader):
     Raises:
         FileNotFoundError: There is no such JSON file.
         ValueError: It is no COCO file, or no image is usable.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> import json
+        >>> from moe_vision.data import COCODetection
+        >>> file = {"images": [{"id": 7, "file_name": "a.png", "height": 48, "width": 64}]}
+        >>> file["categories"] = [{"id": 3, "name": "cell"}]
+        >>> file["annotations"] = [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 30]}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (64, 48)).save(f"{folder}/a.png")
+        ...     _ = Path(folder, "all.json").write_text(json.dumps(file))
+        ...     COCODetection(f"{folder}/all.json", folder)[0][1]["boxes"].tolist()
+        [[10.0, 5.0, 30.0, 35.0]]
     """
 
     def __init__(

@@ -42,6 +42,23 @@ class InstanceMasks(DetectionReader):
     Raises:
         FileNotFoundError: There is no list of that name.
         ValueError: No image is usable, or `classes` is not one name.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from moe_vision.data import InstanceMasks
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("images", "masks"):
+        ...         Path(folder, name).mkdir()
+        ...     Image.new("RGB", (64, 48)).save(f"{folder}/images/a.png")
+        ...     numbers = Image.new("L", (64, 48))
+        ...     numbers.paste(1, (10, 5, 30, 35))  # the first instance
+        ...     numbers.save(f"{folder}/masks/a.png")
+        ...     _ = Path(folder, "train.txt").write_text("a")
+        ...     target = InstanceMasks(folder)[0][1]
+        >>> target["boxes"].tolist(), target["masks"].sum()
+        ([[10.0, 5.0, 30.0, 35.0]], tensor(600))
     """
 
     def __init__(

@@ -13,7 +13,13 @@ from moe_vision.data.masks import resize_masks
 
 
 class LetterboxGeometry(NamedTuple):
-    """Where the resized image lies in the square, in pixels."""
+    """Where the resized image lies in the square, in pixels.
+
+    Examples:
+        >>> from moe_vision.data import LetterboxGeometry
+        >>> LetterboxGeometry(height=240, width=320, top=40, left=0).top
+        40
+    """
 
     height: int
     width: int

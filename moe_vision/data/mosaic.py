@@ -64,6 +64,11 @@ def scale_jitter(sample: Sample, size: int) -> Sample:
     Shape:
         - Output: image (3, size, size), uint8, with boxes (N, 4), labels (N,) and, if the sample has them, masks
           (N, size, size)
+
+    Examples:
+        >>> from moe_vision.data import ShapeScenes, scale_jitter
+        >>> scale_jitter(ShapeScenes(1, 64)[0], 128)[0].shape
+        torch.Size([3, 128, 128])
     """
     return _collage([sample], [(0, 0, size, size)], size)
 

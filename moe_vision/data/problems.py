@@ -16,6 +16,11 @@ class Problem(NamedTuple):
         file: Path of the file that has the problem.
         reason: The kind of problem, by which problems are counted.
         detail: What exactly was found, or empty.
+
+    Examples:
+        >>> from moe_vision.data import Problem
+        >>> Problem("a.xml", "degenerate box", "cell").reason
+        'degenerate box'
     """
 
     file: str

@@ -35,6 +35,22 @@ class VOCDetection(DetectionReader):
     Raises:
         FileNotFoundError: There is no list of that name.
         ValueError: No image is usable.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from moe_vision.data import VOCDetection
+        >>> box = "<bndbox><xmin>10</xmin><ymin>5</ymin><xmax>30</xmax><ymax>35</ymax></bndbox>"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        ...         Path(folder, name).mkdir(parents=True)
+        ...     Image.new("RGB", (64, 48)).save(f"{folder}/JPEGImages/a.jpg")
+        ...     text = f"<annotation><object><name>cell</name>{box}</object></annotation>"
+        ...     _ = Path(folder, "Annotations/a.xml").write_text(text)
+        ...     _ = Path(folder, "ImageSets/Main/train.txt").write_text("a")
+        ...     VOCDetection(folder)[0][1]["boxes"].tolist()
+        [[10.0, 5.0, 30.0, 35.0]]
     """
 
     def __init__(

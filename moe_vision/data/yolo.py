@@ -43,6 +43,19 @@ class YOLODetection(DetectionReader):
     Raises:
         FileNotFoundError: There are no such folders.
         ValueError: No image is usable, or the names can't be read.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from moe_vision.data import YOLODetection
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("images", "labels"):
+        ...         Path(folder, "train", name).mkdir(parents=True)
+        ...     Image.new("RGB", (64, 48)).save(f"{folder}/train/images/a.png")
+        ...     _ = Path(folder, "train/labels/a.txt").write_text("0 0.5 0.5 0.25 0.5")
+        ...     YOLODetection(folder, classes=["cell"])[0][1]["boxes"].tolist()
+        [[24.0, 12.0, 40.0, 36.0]]
     """
 
     def __init__(

@@ -20,3 +20,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'moe_vision.train' has no attribute {name!r}")
     return getattr(import_module(f"moe_vision.train.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'moe_vision.visualize' has no attribute {name!r}")
     return getattr(import_module(f"moe_vision.visualize.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

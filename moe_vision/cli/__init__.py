@@ -23,7 +23,8 @@ EXTRAS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, 2 for bad input, 130 when interrupted."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
+    for chatty in ("accelerate", "faster_coco_eval"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     options, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         return _fail(_unknown_option(unknown[0], options.parser))

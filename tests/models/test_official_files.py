@@ -2,6 +2,7 @@
 """Files that are hostile, damaged or of another make: each an error that says why, and nothing of them runs."""
 
 import os
+import pickle
 import struct
 import zipfile
 from collections.abc import Callable
@@ -143,3 +144,11 @@ def _zip(path: Path, contents: dict[str, bytes], compression: int = zipfile.ZIP_
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
+
+
+def test_a_bare_pickle_is_refused_by_the_name_that_it_refers_to(tmp_path: Path) -> None:
+    marker, bare = tmp_path / "marker", tmp_path / "bare.pt"
+    bare.write_bytes(pickle.dumps({"model": Call(os.system, f"touch {marker}")}))
+    with pytest.raises(ValueError, match=r"it refers to (posix|nt).system, which no file of weights needs"):
+        load_official(bare)
+    assert not marker.exists()

@@ -93,12 +93,13 @@ def _check_beginning(path: Path) -> None:
     if zipfile.is_zipfile(path):
         return
     with path.open("rb") as file:
-        beginning = file.read(2)
+        beginning = file.read(MAX_PICKLE_BYTES)
     if not beginning:
         raise ValueError("it is empty")
     if beginning[:1] == LEGACY:
+        Unpickler(beginning, {}).load()  # whoever would load it should know first what it refers to
         raise ValueError(
             "it is a bare pickle, the format of torch before 1.6; where you trust it, write it anew with "
             "torch.save(torch.load(path), path)"
         )
-    raise ValueError("it is truncated" if beginning == b"PK" else "it is no file of torch.save")
+    raise ValueError("it is truncated" if beginning[:2] == b"PK" else "it is no file of torch.save")

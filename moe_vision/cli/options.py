@@ -5,15 +5,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-# The metrics to print, with the table by class after some of them.
-TITLES = {
-    "map": "mAP 50:95",
-    "map50": "mAP 50",
-    "mask_map": "mask mAP 50:95",
-    "mask_map50": "mask mAP 50",
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-}
+# After which metric the table by class comes.
 BY_CLASS = {"map50": "class_map", "mask_map50": "mask_class_map", "top5": "class_top1"}
 
 
@@ -29,7 +21,9 @@ def add_data(command: argparse.ArgumentParser) -> None:
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print what `moe_vision.train.evaluate` returned."""
-    for name, title in TITLES.items():
+    from moe_vision.visualize.metric_names import METRIC_NAMES
+
+    for name, title in METRIC_NAMES.items():
         if name in metrics:
             print(f"{title:<20} {metrics[name]:.4f}")
             for label, value in metrics.get(BY_CLASS.get(name, ""), {}).items():

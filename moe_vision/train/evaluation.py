@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as mask_functions
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from moe_vision.data import (
@@ -16,7 +16,6 @@ from moe_vision.data import (
     ClassificationSource,
     DetectionSource,
     Sample,
-    build_loader,
     collate,
     eval_transform,
 )
@@ -26,6 +25,8 @@ from moe_vision.models import YOLOMaster
 from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks.masks import paste_windows
 from moe_vision.train.metrics import accuracy_metrics, coco_metrics
+
+Batches = Iterator[tuple[Any, list[dict[str, Any]]]]  # a network's output, and what is known of the images
 
 
 @torch.no_grad()
@@ -71,17 +72,24 @@ def evaluate(
     check_image_size(image_size)
     model.eval()
     usage = ExpertUsage(model)
-    if model.config.task == "classify":
-        loader = build_loader(ClassificationPipeline(source, image_size), batch_size, num_workers=num_workers)
-    else:
-        images = _LetterboxedImages(source, image_size, masks=model.config.task == "segment")
-        loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=collate)
+    samples = _samples(source, image_size, model.config.task)
+    loader = DataLoader(samples, batch_size, num_workers=num_workers, collate_fn=collate)
     batches = _forwards(model, tqdm(loader, desc="evaluate", leave=False, disable=not progress), usage)
-    metrics = _METRICS[model.config.task](batches, source.classes, image_size)
+    if model.config.task == "classify":
+        metrics = _accuracy(batches, source.classes)
+    else:
+        truths, found = _collect(batches, image_size)
+        metrics = coco_metrics(truths, found, source.classes)
+        if model.config.task == "segment":
+            of_masks = coco_metrics(truths, found, source.classes, masks=True)
+            metrics |= {f"mask_{name}": value for name, value in of_masks.items()}
     return {**metrics, "experts": usage.shares()}
 
 
-Batches = Iterator[tuple[Any, list[dict[str, Any]]]]
+def _samples(source: Any, image_size: int, task: str) -> Dataset[Sample]:
+    if task == "classify":
+        return ClassificationPipeline(source, image_size)
+    return _LetterboxedImages(source, image_size, masks=task == "segment")
 
 
 def _forwards(model: YOLOMaster, loader: Any, usage: ExpertUsage) -> Batches:
@@ -92,27 +100,12 @@ def _forwards(model: YOLOMaster, loader: Any, usage: ExpertUsage) -> Batches:
         yield output, targets
 
 
-def _box_metrics(batches: Batches, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
-    truths, found = _collect(batches, image_size)
-    return coco_metrics(truths, found, classes)
-
-
-def _mask_metrics(batches: Batches, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
-    truths, found = _collect(batches, image_size)
-    of_masks = coco_metrics(truths, found, classes, masks=True)
-    return {**coco_metrics(truths, found, classes), **{f"mask_{name}": value for name, value in of_masks.items()}}
-
-
-def _class_metrics(batches: Batches, classes: tuple[str, ...], image_size: int) -> dict[str, Any]:
-    del image_size
+def _accuracy(batches: Batches, classes: tuple[str, ...]) -> dict[str, Any]:
     scores, labels = [], []
     for logits, targets in batches:
         scores.append(logits.float().cpu())
         labels += [target["label"] for target in targets]
     return accuracy_metrics(torch.cat(scores), torch.tensor(labels), classes)
-
-
-_METRICS = {"detect": _box_metrics, "segment": _mask_metrics, "classify": _class_metrics}
 
 
 def _collect(batches: Batches, image_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -131,7 +124,7 @@ def _collect(batches: Batches, image_size: int) -> tuple[list[dict[str, Any]], l
     return truths, found
 
 
-class _LetterboxedImages(torch.utils.data.Dataset[Sample]):
+class _LetterboxedImages(Dataset[Sample]):
     """Letterboxed images with their objects as they are in the original, masks as run lengths."""
 
     def __init__(self, source: DetectionSource, image_size: int, *, masks: bool) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from moe_vision.visualize.metric_names import METRIC_NAMES
+
 
 def plot_training(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Plot the loss terms and the mAP of a run over its epochs.
+    """Plot the loss terms and the accuracy of a run over its epochs.
 
     Args:
         log: Lines of a run's ``log.jsonl``.
@@ -29,11 +31,13 @@ def plot_training(log: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     losses.set(title="Training loss", xlabel="epoch", ylabel="weighted term")
     losses.legend()
     evaluated = [line for line in log if "metrics" in line]
-    for key, label in (("map", "mAP 50:95"), ("map50", "mAP 50")):
-        values = [line["metrics"][key] for line in evaluated]
-        accuracy.plot([line["epoch"] for line in evaluated], values, marker="o", markersize=3, label=label)
+    for key, label in METRIC_NAMES.items():
+        if evaluated and key in evaluated[0]["metrics"]:
+            values = [line["metrics"][key] for line in evaluated]
+            accuracy.plot([line["epoch"] for line in evaluated], values, marker="o", markersize=3, label=label)
     accuracy.set(title="Accuracy on held-out images", xlabel="epoch", ylim=(0, 1))
-    accuracy.legend()
+    if evaluated:
+        accuracy.legend()
     figure.savefig(path, dpi=120)
 
 

@@ -17,7 +17,8 @@ class TrainSettings:
         epochs: Passes over the training images.
         image_size: Side of the square images in pixels, a multiple of 32.
         batch_size: Images a step and process.
-        lr: Peak learning rate of AdamW.
+        optimizer: Name of one of timm's optimizers; ``sgd`` is with Nesterov momentum, as in the paper.
+        lr: Peak learning rate.
         weight_decay: Decoupled weight decay; not applied to norms and biases.
         warmup_epochs: Epochs over which the learning rate rises to its peak; then it falls as a cosine.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
@@ -42,7 +43,8 @@ class TrainSettings:
     epochs: int = _setting(100, "passes over the training images")
     image_size: int = _setting(640, "side of the square images in pixels, a multiple of 32")
     batch_size: int = _setting(8, "images a step and process")
-    lr: float = _setting(2e-3, "peak learning rate of AdamW")
+    optimizer: str = _setting("adamw", "name of one of timm's optimizers")
+    lr: float = _setting(2e-3, "peak learning rate")
     weight_decay: float = _setting(0.05, "decoupled weight decay")
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")

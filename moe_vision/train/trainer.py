@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop."""
 
+import difflib
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
@@ -31,8 +32,8 @@ from moe_vision.train.settings import TrainSettings
 class Trainer:
     """Train a network on a data set, evaluate it, and keep its weights and a log.
 
-    One process or several, started by ``torchrun`` or ``accelerate launch``; AdamW, cosine schedule and moving average
-    (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
+    One process or several, started by ``torchrun`` or ``accelerate launch``; optimizers, cosine schedule and moving
+    average (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
 
     The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
     the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors``,
@@ -93,7 +94,7 @@ class Trainer:
         )
         model.image_size = settings.image_size
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
-        optimizer = create_optimizer_v2(model, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = _create_optimizer(model, settings)
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
         self.schedule, _ = create_scheduler_v2(
@@ -213,6 +214,14 @@ class Trainer:
     def _log(self, line: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _create_optimizer(model: YOLOMaster, settings: TrainSettings) -> torch.optim.Optimizer:
+    if settings.optimizer not in list_optimizers():
+        nearest = difflib.get_close_matches(settings.optimizer, map(str, list_optimizers()), n=3)
+        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+        raise ValueError(f"optimizer must be one of timm.optim.list_optimizers(), got {settings.optimizer!r}{hint}")
+    return create_optimizer_v2(model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def _check_classes(model: YOLOMaster, *sources: DetectionSource | ClassificationSource | None) -> None:

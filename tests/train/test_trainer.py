@@ -231,3 +231,13 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     # 7 scenes in batches of 2 for each of 2 processes: 2 steps an epoch.
     assert [(line["epoch"], line["step"]) for line in log] == [(1, 2), (2, 4)]
     assert list(log[0]["experts"]) == [f"backbone.stage{stage}.moe" for stage in (2, 3, 4, 5)]
+
+
+def test_optimizers_are_those_of_timm(tmp_path: Path) -> None:
+    groups = make_trainer(tmp_path, optimizer="sgd", lr=0.01).optimizer.param_groups
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in groups)
+    # Norms and biases do not decay.
+    assert sorted(group["weight_decay"] for group in groups) == [0.0, 0.05]
+    assert all(parameter.ndim > 1 for group in groups if group["weight_decay"] for parameter in group["params"])
+    with pytest.raises(ValueError, match=r"optimizer must be one of .*, got 'adamv'; did you mean adam"):
+        make_trainer(tmp_path, optimizer="adamv")

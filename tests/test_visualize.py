@@ -65,6 +65,8 @@ def test_class_and_score_are_written() -> None:
 
 
 def test_no_detections_and_more_classes_than_colours() -> None:
+    narrow = found([[8.0, 8.0, 20.0, 40.0]], [0])  # its caption would hide it and its neighbours
+    assert torch.equal(draw_detections(black(), narrow, ["cat"]), draw_detections(black(), narrow, ["cat"], text=False))
     assert not draw_detections(black(), EMPTY, ["cat"]).any()
     many = found([[1.0, 1.0, 40.0, 40.0]], [17])
     assert draw_detections(black(), many, [str(label) for label in range(18)]).any()

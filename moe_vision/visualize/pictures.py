@@ -12,6 +12,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make
 
 # Paul Tol's bright scheme, told apart by colour-blind people too; a class takes the colour of its number.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#EE7733", "#009988")
+CHARACTER = 6  # pixels of width in a caption
 
 
 def draw_detections(
@@ -24,7 +25,7 @@ def draw_detections(
         detections: ``boxes`` (D, 4), xyxy in pixels, ``labels`` (D,) and perhaps ``scores`` (D,) and ``masks``
             (D, H, W), bool.
         class_names: Names of the classes.
-        text: Write class and score beside each box.
+        text: Write class and score at each box that is as wide as they are; they would hide smaller objects.
 
     Shape:
         - Output: (3, H, W), uint8
@@ -39,17 +40,22 @@ def draw_detections(
     labels = detections["labels"].tolist()
     if not labels:
         return image.clone()
-    captions = [class_names[label] for label in labels]
+    texts = [class_names[label] for label in labels]
     if "scores" in detections:
         scores = detections["scores"].tolist()
-        captions = [f"{caption} {score:.2f}" for caption, score in zip(captions, scores, strict=True)]
+        texts = [f"{name} {score:.2f}" for name, score in zip(texts, scores, strict=True)]
+    widths = (detections["boxes"][:, 2] - detections["boxes"][:, 0]).tolist()
+    captions = [
+        caption if text and width >= CHARACTER * len(caption) else None
+        for caption, width in zip(texts, widths, strict=True)
+    ]
     colours = [COLOURS[label % len(COLOURS)] for label in labels]
     if "masks" in detections:
         image = draw_segmentation_masks(image, detections["masks"], alpha=0.5, colors=colours)
     drawn: Tensor = draw_bounding_boxes(
         image,
         detections["boxes"],
-        labels=captions if text else None,
+        labels=captions,
         colors=colours,
         width=max(2, round(max(image.shape[1:]) / 300)),
         label_colors="white",

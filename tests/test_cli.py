@@ -165,7 +165,7 @@ def test_train_reports_what_is_broken_and_goes_on(cells: Path, tmp_path: Path) -
         assert len(lines) == 1, done.err
         assert f"1 {reason}" in done.out
     assert "Traceback" not in done.err
-    names = ["best.safetensors", "last.safetensors", "log.jsonl", "settings.json"]
+    names = ["best.safetensors", "last.safetensors", "log.jsonl", "settings.json", "state-2", "training.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert len((out / "log.jsonl").read_text().splitlines()) == 2
     assert json.loads((out / "settings.json").read_text())["epochs"] == 2
@@ -175,7 +175,7 @@ def test_train_reports_what_is_broken_and_goes_on(cells: Path, tmp_path: Path) -
     done = run("val", out / "last.safetensors", "--data", cells)
     assert done.code == 0, done.err
     logged = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["metrics"]
-    assert f"mAP 50     {logged['map50']:.4f}" in done.out
+    assert f"mAP 50               {logged['map50']:.4f}" in done.out
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_val_gives_the_same_with_sparse_and_dense_experts(busy: tuple[Path, Path
         count, *table = done.out.splitlines()
         assert count.startswith("2 images, ")
         tables.append(table)
-    assert tables[0][0] == "mAP 50:95  1.0000"  # the objects are what this detector finds
+    assert tables[0][0] == "mAP 50:95            1.0000"  # the objects are what this detector finds
     assert tables[0] == tables[1]
 
 

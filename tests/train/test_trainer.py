@@ -221,7 +221,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
         [*launch, str(script), str(out)], capture_output=True, text=True, timeout=110, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    names = ["best.safetensors", "last.safetensors", "log.jsonl", "rank0.pt", "rank1.pt", "settings.json"]
+    names = ["best.safetensors", "last.safetensors", "log.jsonl", "rank0.pt", "rank1.pt", "settings.json", "state-2"]
     assert sorted(path.name for path in out.iterdir()) == names
     first, second = (torch.load(out / f"rank{rank}.pt") for rank in (0, 1))
     assert torch.equal(first["weights"], second["weights"])

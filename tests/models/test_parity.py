@@ -86,13 +86,19 @@ def test_classification_equals_the_reference(dispatch: str, images: Tensor) -> N
     assert relative_error(class_scores(logits)[0]["scores"], expected["out.0"][0]) <= 1e-5
 
 
-@pytest.mark.parametrize("task", ["detect", "segment"])
-def test_raw_maps_equal_the_reference(task: str, images: Tensor) -> None:
-    fixture, prefix = ("det-n", "out.1") if task == "detect" else ("seg-n", "out.1.0")
-    model, expected = reference_network(task, fixture), measured(fixture)
+@pytest.mark.parametrize(
+    ("fixture", "prefix", "settings"),
+    [
+        ("det-n", "out.1", {"variant": "esmoe"}),
+        ("seg-n", "out.1.0", {"variant": "esmoe", "task": "segment"}),
+        ("v01-det-n", "out.1", {"variant": "v0_1"}),
+    ],
+)
+def test_raw_maps_equal_the_reference(fixture: str, prefix: str, settings: dict[str, str], images: Tensor) -> None:
+    model, expected = filled_by_rule(create_model("yolo_master_n", **settings), fixture), measured(fixture)
     with torch.inference_mode():
         maps = model.head(model.neck(*model.backbone(images)))
-    maps = maps.detection if task == "segment" else maps
+    maps = maps.detection if fixture == "seg-n" else maps
     levels = [expected[f"{prefix}.{level}"].flatten(2)[0] for level in range(3)]  # 64 rows of sides, 80 of classes
     sides, scores = torch.cat(levels, dim=1).split([64, 80])
     assert relative_error(maps.sides[0].flatten(1), sides.T) <= 1e-4

@@ -196,8 +196,9 @@ def test_val_gives_the_same_with_sparse_and_dense_experts(busy: tuple[Path, Path
     for dispatch in ("auto", "dense"):
         done = run("val", weights, "--data", data, "--dispatch", dispatch)
         assert done.code == 0, done.err
-        count, *table = done.out.splitlines()
+        count, cost, *table = done.out.splitlines()
         assert count.startswith("2 images, ")
+        assert cost.startswith("parameters ")
         tables.append(table)
     assert tables[0][0] == "mAP 50:95            1.0000"  # the objects are what this detector finds
     assert tables[0] == tables[1]
@@ -312,9 +313,13 @@ def test_classification_from_data_to_prediction(shades: Path, tmp_path: Path) ->
     assert done.code == 0, done.err
     assert "top-1 accuracy" in done.out
     assert load_checkpoint(out / "last.safetensors").config.task == "classify"
-    done = run("val", out / "last.safetensors", "--data", shades)
+    done = run("val", out / "last.safetensors", "--data", shades, "--json", tmp_path / "val.json")
     assert done.code == 0, done.err
     assert "top-5 accuracy       1.0000" in done.out
+    written = json.loads((tmp_path / "val.json").read_text())
+    assert written["top5"] == 1.0
+    assert f"parameters {written['parameters'] / 1e6:.2f} M, " in done.out
+    assert 0 < written["active_flops"] < written["flops"]
     done = run("predict", out / "last.safetensors", shades / "val" / "dark", "--out", tmp_path / "classes")
     assert done.code == 0, done.err
     assert len(json.loads((tmp_path / "classes" / "classes.json").read_text())) == 4

@@ -2,10 +2,14 @@
 """``moe-vision val``: evaluate weights on a data set."""
 
 import argparse
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_vision.cli.options import add_data, print_metrics
+
+if TYPE_CHECKING:  # the command line answers without waiting for torch
+    from torch import nn
 
 
 def add_to(commands: Any) -> argparse.ArgumentParser:
@@ -18,6 +22,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--split", default="val", help="part of the data (%(default)s)")
     command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
     command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
+    command.add_argument("--json", type=Path, help="file for the metrics and the cost")
     command.add_argument("--dispatch", default="auto", choices=DISPATCH_MODES, help="executor of the experts")
     return command  # type: ignore[no-any-return]
 
@@ -36,4 +41,27 @@ def run(options: argparse.Namespace) -> None:
     data = open_dataset(options.data, options.split, task=model.config.task, classes=model.class_names)
     print(data.summary())
     size = options.image_size or model.image_size
-    print_metrics(evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True))
+    cost = _cost(model, size)
+    print(
+        f"parameters {cost['parameters'] / 1e6:.2f} M, {cost['active_parameters'] / 1e6:.2f} M active; "
+        f"{cost['flops'] / 1e9:.2f} GFLOPs, {cost['active_flops'] / 1e9:.2f} active; "
+        f"{cost['milliseconds']:.1f} ms for an image of {size} x {size}"
+    )
+    metrics = evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True)
+    print_metrics(metrics)
+    if options.json is not None:
+        options.json.write_text(json.dumps({**metrics, **cost}, indent=2))
+
+
+def _cost(model: "nn.Module", size: int) -> dict[str, float]:
+    from moe_vision.diagnostics import count_flops, count_parameters, measure_latency
+
+    shape = (3, size, size)
+    parameters, flops = count_parameters(model), count_flops(model, shape)
+    return {
+        "parameters": parameters.total,
+        "active_parameters": parameters.active,
+        "flops": flops.total,
+        "active_flops": flops.active,
+        "milliseconds": measure_latency(model, shape),
+    }

@@ -4,6 +4,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from moe_vision.layers.gating import SOFT_MODES
+
 
 def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -23,6 +25,8 @@ class TrainSettings:
         warmup_epochs: Epochs over which the learning rate rises to its peak; then it falls as a cosine.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
         balance: Weight of the experts' load-balancing loss.
+        soft: Weights of the experts in training: ``masked`` (the function of inference), ``relaxed`` (all take part,
+            less and less, and in the last fifth of the epochs as ``masked``) or ``straight_through``.
         mosaic: Probability of a mosaic of four images.
         close_mosaic: Last epochs without mosaic.
         ema_decay: Decay of the moving average of the weights, approached during the first steps.
@@ -49,6 +53,7 @@ class TrainSettings:
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")
     balance: float = _setting(0.05, "weight of the load-balancing loss")
+    soft: str = _setting("masked", "weights of the experts in training: masked, relaxed or straight_through")
     mosaic: float = _setting(1.0, "probability of a mosaic of four images")
     close_mosaic: int = _setting(10, "last epochs without mosaic")
     ema_decay: float = _setting(0.999, "decay of the moving average of the weights")
@@ -68,6 +73,7 @@ class TrainSettings:
         for name in ("mosaic", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         self._require("image_size", self.image_size % 32 == 0, "a multiple of 32")
+        self._require("soft", self.soft in SOFT_MODES, "masked, relaxed or straight_through")
         self._require("precision", self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

@@ -24,6 +24,7 @@ from moe_vision.data import ClassificationSource, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.models import YOLOMaster, save_checkpoint
 from moe_vision.train.evaluation import evaluate
+from moe_vision.train.hardening import Hardening
 from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
 from moe_vision.train.settings import TrainSettings
@@ -36,9 +37,9 @@ class Trainer:
     average (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
 
     The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
-    the experts, metrics, seconds, steps left out for a non-finite gradient), ``last.safetensors``,
-    ``best.safetensors`` (by mAP 50:95 of the boxes or, to segment, the masks, or by top-1 accuracy) and
-    ``state-EPOCHS``, from which a run that was killed goes on.
+    the experts, the distance of their weights from hard ones, metrics, seconds, steps left out for a non-finite
+    gradient), ``last.safetensors``, ``best.safetensors`` (by mAP 50:95 of the boxes or, to segment, the masks, or by
+    top-1 accuracy) and ``state-EPOCHS``, from which a run that was killed goes on.
 
     Args:
         model: The network; its head fits the classes of the data.
@@ -88,6 +89,7 @@ class Trainer:
         AcceleratorState._reset_state()  # it outlives a run, and would hold the next to the same precision
         self.accelerator = Accelerator(mixed_precision=settings.precision)
         self.recipe = RECIPES[model.config.task]
+        self.hardening = Hardening(model, settings.soft, settings.epochs)
         pipeline = self.recipe.pipeline(train_data, settings)
         loader = build_loader(
             pipeline, settings.batch_size, shuffle=True, num_workers=settings.num_workers, seed=settings.seed
@@ -150,23 +152,26 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         settings = self.settings
         self.loader.set_epoch(epoch)  # which tells the pipeline
+        self.hardening.set_epoch(epoch)
         self.model.train()
         usage = ExpertUsage(self.accelerator.unwrap_model(self.model))
         sums: Counter[str] = Counter()
-        skipped = 0
+        skipped, gap = 0, 0.0
         bar = tqdm(
             self.loader, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not self.accelerator.is_local_main_process
         )
         for images, targets in bar:
             terms, applied = self._train_step(images, targets)
             usage.update()
+            gap += self.hardening.gap() if applied else 0.0
             skipped += not applied
             sums.update({name: term.item() if applied else 0.0 for name, term in terms.items()})
             bar.set_postfix_str(" ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
         steps = len(self.loader) - skipped
         losses = {name: total / steps if steps else None for name, total in sums.items()}
         lr = self.optimizer.param_groups[0]["lr"]
-        return {"step": self.step, "lr": lr, "loss": losses, "skipped_steps": skipped, "experts": usage.shares()}
+        line = {"step": self.step, "lr": lr, "loss": losses, "skipped_steps": skipped, "experts": usage.shares()}
+        return {**line, "hard_gap": gap / steps if steps else None}
 
     def _train_step(self, images: Tensor, targets: list[dict[str, Any]]) -> tuple[dict[str, Tensor], bool]:
         """Make one step; a step whose gradient is not finite is left out. Return the loss terms and whether it was."""

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gates of a network on their way from soft to hard, over the epochs of a run."""
+
+import math
+
+import torch
+from torch import nn
+
+from moe_vision.layers import ESMoE, hard_top_k
+
+START, END = 0.5, 0.05  # temperatures
+HARD_FROM = 0.8  # of the epochs: the norms need some to gather the statistics of the function that is deployed
+
+
+class Hardening:
+    """Drive the gates of every `ESMoE` of a model, epoch by epoch.
+
+    ``relaxed`` gates cool from 0.5 to 0.05 as a cosine over the first 80 % of the epochs; then they are ``masked``, the
+    function that inference evaluates. Other modes stay as they are: their forward is that function all along.
+
+    Args:
+        model: Any module that holds ESMoE layers.
+        soft: Weights in training, see `moe_vision.soft_top_k`.
+        epochs: Epochs of the run.
+
+    Examples:
+        >>> from moe_vision import ESMoE
+        >>> from moe_vision.train.hardening import Hardening
+        >>> layer = ESMoE(8)
+        >>> hardening = Hardening(layer, "relaxed", epochs=10)
+        >>> for epoch in (0, 4, 8):
+        ...     hardening.set_epoch(epoch)
+        ...     layer.gate.soft, round(layer.gate.temperature, 3)
+        ('relaxed', 0.5)
+        ('relaxed', 0.275)
+        ('masked', 0.275)
+    """
+
+    def __init__(self, model: nn.Module, soft: str, epochs: int) -> None:
+        self.layers = [module for module in model.modules() if isinstance(module, ESMoE)]
+        self.soft = soft
+        self.soft_epochs = math.ceil(epochs * HARD_FROM)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the gates for an epoch, counted from 0."""
+        hard = self.soft == "relaxed" and epoch >= self.soft_epochs
+        for layer in self.layers:
+            layer.gate.soft = "masked" if hard else self.soft  # type: ignore[assignment]
+            if self.soft == "relaxed" and not hard:
+                cooled = (1 - math.cos(math.pi * epoch / self.soft_epochs)) / 2
+                layer.gate.temperature = START + (END - START) * cooled
+
+    @torch.no_grad()
+    def gap(self) -> float:
+        """Return how far the last forward's weights were from the hard ones: the mean L1 distance, in [0, 2]."""
+        gaps = [
+            (layer.routing.weights - hard_top_k(layer.routing.logits, layer.gate.top_k)).abs().sum(dim=1).mean()
+            for layer in self.layers
+            if layer.routing is not None
+        ]
+        return torch.stack(gaps).mean().item() if gaps else 0.0

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relaxed gates cool and harden during a run, and end as the function that inference evaluates."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from moe_vision import ESMoE
+from moe_vision.train.hardening import Hardening
+from tests.train.test_resume import assert_same, make_trainer
+
+
+def test_temperature_falls_as_a_cosine_until_the_gates_are_hard() -> None:
+    layer = ESMoE(8)
+    hardening = Hardening(layer, "relaxed", epochs=5)
+    seen = []
+    for epoch in range(5):
+        hardening.set_epoch(epoch)
+        seen.append((layer.gate.soft, layer.gate.temperature))
+    # Four soft epochs: 0.05 + 0.45 (1 + cos(pi epoch / 4)) / 2
+    expected = [0.05 + 0.45 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]
+    assert [soft for soft, _ in seen] == ["relaxed"] * 4 + ["masked"]
+    assert [temperature for _, temperature in seen[:4]] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("soft", ["masked", "straight_through"])
+def test_other_modes_stay(soft: str) -> None:
+    layer = ESMoE(8)
+    hardening = Hardening(layer, soft, epochs=2)
+    hardening.set_epoch(1)
+    assert layer.gate.soft == soft
+    layer.train()(torch.rand(4, 8, 6, 6))
+    assert hardening.gap() == pytest.approx(0, abs=1e-6)
+
+
+def test_gap_is_the_distance_from_hard_weights() -> None:
+    layer = ESMoE(8, num_experts=2, top_k=1)
+    hardening = Hardening(layer, "relaxed", epochs=10)
+    assert hardening.gap() == 0  # nothing has run
+    hardening.set_epoch(0)
+    layer.router = torch.nn.Flatten()  # its input is the logits
+    layer.router.forward = lambda x: torch.log(torch.tensor([[3.0, 1.0]]))  # type: ignore[method-assign]
+    layer.train()(torch.rand(1, 8, 6, 6))
+    # p = (0.75, 0.25), threshold half-way: sigmoid(+-log(3) / 2 / 0.5) = 0.75 and 0.25, so w = (0.5625, 0.0625);
+    # hard: (0.75, 0). |0.5625 - 0.75| + 0.0625 = 0.25
+    assert hardening.gap() == pytest.approx(0.25)
+
+
+def test_a_relaxed_run_ends_hard_and_can_be_resumed(tmp_path: Path) -> None:
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    make_trainer(whole, epochs=5, soft="relaxed").fit()
+    gaps = [json.loads(line)["hard_gap"] for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert gaps[-1] == pytest.approx(0, abs=1e-6)
+    assert all(gap > 0.01 for gap in gaps[:3])
+    assert gaps[3] < gaps[0]
+
+    trainer = make_trainer(interrupted, epochs=5, soft="relaxed")
+    forwards = 0
+
+    def stop(module: torch.nn.Module, inputs: object) -> None:
+        nonlocal forwards
+        forwards += module.training
+        if forwards == 8:
+            raise KeyboardInterrupt
+
+    trainer.model.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    make_trainer(interrupted, epochs=5, soft="relaxed", resume=True).fit()
+    assert_same(interrupted, whole)

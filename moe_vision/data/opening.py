@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, overload
 
-from moe_vision.data.class_folders import ClassFolders
-from moe_vision.data.class_list import ClassList
-from moe_vision.data.classification_reader import ClassificationReader
-from moe_vision.data.coco import COCODetection
-from moe_vision.data.detection_reader import DetectionReader
-from moe_vision.data.instance_masks import InstanceMasks
-from moe_vision.data.paths import printable
-from moe_vision.data.voc import VOCDetection
-from moe_vision.data.yolo import YOLODetection
+from moe_vision.data.readers.class_folders import ClassFolders
+from moe_vision.data.readers.class_list import ClassList
+from moe_vision.data.readers.classification_reader import ClassificationReader
+from moe_vision.data.readers.coco import COCODetection
+from moe_vision.data.readers.detection_reader import DetectionReader
+from moe_vision.data.readers.instance_masks import InstanceMasks
+from moe_vision.data.readers.paths import printable
+from moe_vision.data.readers.voc import VOCDetection
+from moe_vision.data.readers.yolo import YOLODetection
 
 Reader = DetectionReader | ClassificationReader
 Found = Iterator[tuple[str, Callable[..., Reader]]]  # name of a format, and what opens it when given classes

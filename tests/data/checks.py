@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from moe_vision.data import Problem
-from moe_vision.data.reader import ImageReader
+from moe_vision.data.readers.reader import ImageReader
 
 
 def check_problem(data: ImageReader, file: Path | str, reason: str, caplog: pytest.LogCaptureFixture) -> Problem:

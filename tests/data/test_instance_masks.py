@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.ops import masks_to_boxes
 
 from moe_vision.data import InstanceMasks
-from moe_vision.data.instance_masks import _found
+from moe_vision.data.readers.instance_masks import _found
 
 from .checks import BROKEN_IMAGES, ESCAPES, check_problem, huge_png, save_image
 

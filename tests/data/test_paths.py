@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from moe_vision.data.paths import printable, stays_inside
+from moe_vision.data.readers.paths import printable, stays_inside
 
 from .checks import ESCAPES
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as pycoco
 
-from moe_vision.data.rle import MAX_OUTLINE, decode, from_counts, from_polygons, polygon_problem
+from moe_vision.data.readers.rle import MAX_OUTLINE, decode, from_counts, from_polygons, polygon_problem
 
 sides = st.integers(1, 70)
 coordinates = st.floats(-30, 100, width=32)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from moe_vision.data import VOCDetection
-from moe_vision.data import voc as voc_module
+from moe_vision.data.readers import voc as voc_module
 
 from .checks import check_problem
 from .conftest import VOCFolder

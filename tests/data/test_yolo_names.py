@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_vision.data.yolo_names import parse_names, read_names
+from moe_vision.data.readers.yolo_names import parse_names, read_names
 
 names = st.lists(st.text("abzé -'_.!/5", min_size=1, max_size=9), min_size=1, max_size=5, unique=True)
 

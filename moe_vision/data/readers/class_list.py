@@ -5,8 +5,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from moe_vision.data.classification_reader import ClassificationReader, ClassifiedImage
-from moe_vision.data.reader import CACHE_BYTES
+from moe_vision.data.readers.classification_reader import ClassificationReader, ClassifiedImage
+from moe_vision.data.readers.reader import CACHE_BYTES
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "file_name")
 CLASS_COLUMNS = ("label", "class", "class_name", "category")

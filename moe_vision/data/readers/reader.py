@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from moe_vision.data.images import IMAGE_SUFFIXES, image_size, read_image
-from moe_vision.data.paths import printable, stays_inside
 from moe_vision.data.problems import Problem, report, summarise
+from moe_vision.data.readers.paths import printable, stays_inside
 from moe_vision.data.samples import Sample
 
 CACHE_BYTES = 2**30

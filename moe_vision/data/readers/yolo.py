@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_vision.data.detection_reader import DetectionReader, Record
-from moe_vision.data.objects import Box, LabelledObject
-from moe_vision.data.reader import CACHE_BYTES, ImageFile
-from moe_vision.data.rle import RLE, decode, from_polygons, polygon_problem
-from moe_vision.data.yolo_names import read_names
+from moe_vision.data.readers.detection_reader import DetectionReader, Record
+from moe_vision.data.readers.objects import Box, LabelledObject
+from moe_vision.data.readers.reader import CACHE_BYTES, ImageFile
+from moe_vision.data.readers.rle import RLE, decode, from_polygons, polygon_problem
+from moe_vision.data.readers.yolo_names import read_names
 
 LIMITS = (-1.0, 2.0)  # of a coordinate, normalised: some stick out a little, but pixels are far beyond
 

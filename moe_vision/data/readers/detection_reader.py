@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe_vision.data.objects import Box, LabelledObject, clip, has_area
 from moe_vision.data.problems import summarise
-from moe_vision.data.reader import ImageFile, ImageReader
+from moe_vision.data.readers.objects import Box, LabelledObject, clip, has_area
+from moe_vision.data.readers.reader import ImageFile, ImageReader
 from moe_vision.data.samples import Sample, make_sample
 
 MAX_MASK_BYTES = 2**30  # of one image, a byte a pixel and object

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_vision.data.coco_json import Entry, Id, place, read_box, read_coco
-from moe_vision.data.detection_reader import DetectionReader, Record
-from moe_vision.data.objects import LabelledObject
-from moe_vision.data.reader import CACHE_BYTES, ImageFile
-from moe_vision.data.rle import RLE, decode, from_counts, from_polygons, polygon_problem
+from moe_vision.data.readers.coco_json import Entry, Id, place, read_box, read_coco
+from moe_vision.data.readers.detection_reader import DetectionReader, Record
+from moe_vision.data.readers.objects import LabelledObject
+from moe_vision.data.readers.reader import CACHE_BYTES, ImageFile
+from moe_vision.data.readers.rle import RLE, decode, from_counts, from_polygons, polygon_problem
 from moe_vision.data.samples import Target
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_vision.data.objects import Box
+from moe_vision.data.readers.objects import Box
 
 Id = int | float | str
 Entry = dict[str, Any]

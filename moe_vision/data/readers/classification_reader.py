@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torchvision import tv_tensors
 
 from moe_vision.data.problems import summarise
-from moe_vision.data.reader import ImageFile, ImageReader
+from moe_vision.data.readers.reader import ImageFile, ImageReader
 from moe_vision.data.samples import Sample
 
 

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_vision.data.detection_reader import DetectionReader, Record
 from moe_vision.data.images import IMAGE_SUFFIXES, read_indices
-from moe_vision.data.objects import LabelledObject
-from moe_vision.data.paths import read_split, stays_inside
-from moe_vision.data.reader import CACHE_BYTES, ImageFile
+from moe_vision.data.readers.detection_reader import DetectionReader, Record
+from moe_vision.data.readers.objects import LabelledObject
+from moe_vision.data.readers.paths import read_split, stays_inside
+from moe_vision.data.readers.reader import CACHE_BYTES, ImageFile
 
 
 class InstanceMasks(DetectionReader):

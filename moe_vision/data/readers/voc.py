@@ -4,10 +4,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_vision.data.detection_reader import DetectionReader, Record, names_of
-from moe_vision.data.paths import read_split, stays_inside
-from moe_vision.data.reader import CACHE_BYTES
-from moe_vision.data.voc_xml import read_annotation
+from moe_vision.data.readers.detection_reader import DetectionReader, Record, names_of
+from moe_vision.data.readers.paths import read_split, stays_inside
+from moe_vision.data.readers.reader import CACHE_BYTES
+from moe_vision.data.readers.voc_xml import read_annotation
 
 
 class VOCDetection(DetectionReader):

@@ -4,9 +4,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from moe_vision.data.classification_reader import ClassificationReader, ClassifiedImage
-from moe_vision.data.paths import printable
-from moe_vision.data.reader import CACHE_BYTES
+from moe_vision.data.readers.classification_reader import ClassificationReader, ClassifiedImage
+from moe_vision.data.readers.paths import printable
+from moe_vision.data.readers.reader import CACHE_BYTES
 
 
 class ClassFolders(ClassificationReader):

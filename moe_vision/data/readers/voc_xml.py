@@ -6,7 +6,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from moe_vision.data.objects import Box, LabelledObject
+from moe_vision.data.readers.objects import Box, LabelledObject
 
 
 class VOCAnnotation(NamedTuple):

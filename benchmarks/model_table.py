@@ -15,7 +15,7 @@ from moe_vision.models.anchors import STRIDES
 from moe_vision.models.config import TASKS, VARIANTS
 
 NUM_CLASSES = {"detect": 80, "segment": 80, "classify": 1000}
-COLUMNS = ["model", "task", "variant", "parameters, M", "active, M", "GFLOPs", "active GFLOPs", "image", "strides"]
+COLUMNS = ["model", "task", "variant", "parameters, M (active)", "GFLOPs (active)", "image", "strides"]
 
 
 def main() -> None:
@@ -33,12 +33,12 @@ def row(name: str, task: str, variant: str) -> list[str]:
         model = create_model(name, task=task, variant=variant, num_classes=NUM_CLASSES[task])
     side = model.image_size
     strides = STRIDES[-1:] if task == "classify" else STRIDES
-    costs = [*_cells(count_parameters(model), 1e6), *_cells(count_flops(model, (3, side, side)), 1e9)]
-    return [f"`{name}`", task, variant, *costs, f"{side}²", ", ".join(map(str, strides))]
+    costs = [_cell(count_parameters(model), 1e6), _cell(count_flops(model, (3, side, side)), 1e9)]
+    return [name, task, variant, *costs, f"{side}²", ", ".join(map(str, strides))]
 
 
-def _cells(cost: Cost, unit: float) -> list[str]:
-    return [f"{cost.total / unit:.2f}", f"{cost.active / unit:.2f}"]
+def _cell(cost: Cost, unit: float) -> str:
+    return f"{cost.total / unit:.2f} ({cost.active / unit:.2f})"
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def test_layers_become_stand_ins_that_only_hold(package: str, monkeypatch: pytes
         builtins.__import__, functools.partial, operator.attrgetter, torch.load, torch.hub.load,
         torch.jit.load, torch.compile, torch.nn.functional.relu, zipfile.ZipFile, time.sleep, int, bytearray,
     ],
-    ids=str,
+    ids=lambda function: f"{function.__module__}.{function.__qualname__}",
 )  # fmt: skip
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_other_names_are_refused_and_named(function: Callable[..., object], protocol: int) -> None:

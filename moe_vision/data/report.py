@@ -22,14 +22,12 @@ def describe(source: DetectionSource | ClassificationSource) -> dict[str, Any]:
         source: A reader, or another source of samples.
 
     Returns:
-        A dict that JSON can hold. Spreads are dicts of `min`, `median` and `max`.
-
-        - `images`: number of images; `height`, `width`: spreads in pixels
-        - `classes`: by name, the number of `images` that have the class and the number of its `objects`
-        - `problems`: for each problem its `file`, `reason` and `detail`
-        - for boxes also `objects`: their number; `objects_per_image`: a spread; `images_without_objects`;
-          `box_side`: spread of the square roots of the areas, in pixels; `box_sizes`: how many are `small` (a side
-          below 32), `medium` (below 96) and `large`, as COCO has it
+        A dict that JSON can hold; spreads are dicts of `min`, `median` and `max`. `images`: number of images; `height`,
+        `width`: spreads in pixels; `classes`: by name, the number of `images` that have the class and the number of its
+        `objects`; `problems`: for each problem its `file`, `reason` and `detail`. For boxes also `objects`: their
+        number; `objects_per_image`: a spread; `images_without_objects`; `box_side`: spread of the square roots of the
+        areas, in pixels; `box_sizes`: how many are `small` (a side below 32), `medium` (below 96) and `large`, as COCO
+        has it.
 
     Examples:
         >>> from moe_vision.data import ShapeScenes, describe

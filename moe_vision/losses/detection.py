@@ -64,10 +64,12 @@ def detection_loss(
         ['box', 'class']
     """
     assigned = assign_batch(boxes, scores, points, targets) if assigned is None else assigned
-    rows, columns, quality, total = assigned.images, assigned.points, assigned.quality, assigned.total
+    rows, columns, quality = assigned.images, assigned.points, assigned.quality
     goal, labels = (torch.cat([target[name] for target in targets])[assigned.objects] for name in ("boxes", "labels"))
     scores, wanted = scores.float(), torch.zeros_like(scores, dtype=torch.float32)
     wanted[rows, columns, labels] = quality
+    # assigned.total, summed in the order in which the recorded figures were: rounding alone changes a short run.
+    total = wanted.sum().clamp(min=1)
 
     class_loss = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
     box_loss = (complete_box_iou_loss(boxes[rows, columns], goal) * quality).sum()

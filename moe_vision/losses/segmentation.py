@@ -16,7 +16,7 @@ from moe_vision.layers.precision import without_autocast
 from moe_vision.losses.assign import BatchAssignment
 
 MASK_GAIN = 7.5
-CELL = 4  # pixels a side
+CELL = 4  # pixels of the network's input a side
 CHUNK = 64  # points whose masks exist at the same time: 6.5 MB a tensor at 640 x 640
 
 

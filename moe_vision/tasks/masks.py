@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_vision.layers.precision import without_autocast
-
-CELL = 4  # pixels of the network's input a side
+from moe_vision.losses.segmentation import CELL
 
 
 class Window(NamedTuple):

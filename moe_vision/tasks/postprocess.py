@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from moe_vision.losses.segmentation import CELL
 from moe_vision.models import DetectOutput, SegmentOutput
-from moe_vision.tasks.masks import CELL, render_masks
+from moe_vision.tasks.masks import render_masks
 
 # More candidates than this before suppression change no result worth having, and its time grows with their square.
 MAX_CANDIDATES = 5000

@@ -9,10 +9,9 @@ from torch import Tensor
 from moe_vision.losses.assign import assign_batch
 from moe_vision.losses.balance import auxiliary_loss
 from moe_vision.losses.detection import detection_loss
-from moe_vision.losses.segmentation import mask_loss
+from moe_vision.losses.segmentation import CELL, mask_loss
 from moe_vision.models import SegmentMaps, YOLOMaster
 from moe_vision.tasks.detect import check_targets
-from moe_vision.tasks.masks import CELL
 
 
 def segment_loss(

@@ -52,7 +52,12 @@ class Hardening:
 
     @torch.no_grad()
     def gap(self) -> float:
-        """Return how far the last forward's weights were from the hard ones: the mean L1 distance, in [0, 2]."""
+        """Return how far the last forward's weights were from the hard ones: the mean L1 distance, in [0, 2].
+
+        It is 0 without being measured in the modes whose forward is the hard one.
+        """
+        if self.soft != "relaxed":
+            return 0.0
         gaps = [
             (layer.routing.weights - hard_top_k(layer.routing.logits, layer.gate.top_k)).abs().sum(dim=1).mean()
             for layer in self.layers

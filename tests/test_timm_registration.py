@@ -35,9 +35,10 @@ import sys
 import moe_vision.models.timm_model
 import timm
 """
+# torchvision first: timm and torchvision alone, imported by two threads, are a deadlock that Python ends with an error.
 THREADS = """
 import sys, threading
-import moe_vision
+import moe_vision, torchvision
 from importlib import import_module
 names = ["timm", "moe_vision.models.timm_model", "timm.models", "moe_vision.models", "timm", "timm.layers"]
 errors = []
@@ -46,7 +47,7 @@ threads = [threading.Thread(target=import_module, args=(name,)) for name in name
 sys.setswitchinterval(1e-5)
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-assert not errors
+assert not errors, errors[0].exc_value
 import timm
 """
 TWICE = """

@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -33,14 +35,33 @@ def interleaved_medians(calls: Mapping[str, Callable[[], object]], rounds: int) 
 
 def write_result(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
     """Write the rows and all it takes to judge them to benchmarks/results/NAME.json."""
-    record = {
+    return _write(name, {**circumstances(), **about, "rows": rows})
+
+
+def merge_row(name: str, row: dict[str, Any], *, key: tuple[str, ...]) -> Path:
+    """Add a row to benchmarks/results/NAME.json with its circumstances, in place of an earlier one of the same key.
+
+    For rows that take long: each can be measured alone. Processes that finish at once wait for each other.
+    """
+    with FileLock(Path(tempfile.gettempdir(), f"moe_vision-{name}.lock")):
+        path = RESULTS / f"{name}.json"
+        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        kept = [other for other in rows if any(other[part] != row[part] for part in key)]
+        ordered = sorted([*kept, {**row, **circumstances()}], key=lambda other: [other[part] for part in key])
+        return _write(name, {"rows": ordered})
+
+
+def circumstances() -> dict[str, Any]:
+    """Say how and where this process measures: command, day, machine, versions."""
+    return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])]),
         "date": date.today().isoformat(),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("moe-vision", "torch")}},
-        **about,
-        "rows": rows,
     }
+
+
+def _write(name: str, record: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")

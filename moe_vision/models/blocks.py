@@ -58,6 +58,8 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         num_experts=config.num_experts,
         top_k=config.top_k,
         kernel_sizes=config.kernel_sizes,
+        shared_expert=config.shared_expert,
+        residual=config.residual,
         norm_layer=YOLOBatchNorm2d,
     )
 

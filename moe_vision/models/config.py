@@ -31,6 +31,8 @@ class YOLOMasterConfig:
         num_experts: Experts E of each block (``pointwise``: of the first).
         top_k: Experts K that an image selects.
         kernel_sizes: Kernel sizes of the experts (``pointwise``: none).
+        shared_expert: Add a shared expert to each ES-MoE block (``pointwise`` blocks always have one).
+        residual: Add its input to each ES-MoE block's output.
         reg_max: Bins of the distribution over each box side, in strides of the level.
         dfl: Train the distribution with the distribution focal loss.
 
@@ -59,6 +61,8 @@ class YOLOMasterConfig:
     num_experts: int = 4
     top_k: int = 2
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
+    shared_expert: bool = False
+    residual: bool = False
     reg_max: int = 16
     dfl: bool = False
 
@@ -89,6 +93,11 @@ class YOLOMasterConfig:
                 raise ValueError(f"kernel_sizes must be empty for block='pointwise', got {self.kernel_sizes}")
             if self.placement not in ("backbone", "none"):
                 raise ValueError(f"placement must be backbone or none for block='pointwise', got {self.placement!r}")
+            if self.shared_expert or self.residual:
+                raise ValueError(
+                    "shared_expert and residual must be False for block='pointwise', which has the one and not the "
+                    f"other, got {self.shared_expert} and {self.residual}"
+                )
             return
         check_kernel_sizes(self.kernel_sizes)
         if len(self.kernel_sizes) != self.num_experts:

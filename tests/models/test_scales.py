@@ -85,6 +85,8 @@ def test_v0_1_takes_no_kernels_and_no_neck() -> None:
         named_config("yolo_master_n", variant="v0_1", kernel_sizes=(3, 5, 7, 9))
     with pytest.raises(ValueError, match="placement must be backbone or none for block='pointwise', got 'both'"):
         named_config("yolo_master_n", variant="v0_1", placement="both")
+    with pytest.raises(ValueError, match="shared_expert and residual must be False for block='pointwise'"):
+        named_config("yolo_master_n", variant="v0_1", residual=True)
 
 
 def test_a_classifier_has_no_neck() -> None:
@@ -176,3 +178,11 @@ def test_model_table_of_the_documentation(name: str) -> None:
 def test_configuration_round_trips(variant: str, scale: str) -> None:
     config = named_config(f"yolo_master_{scale}", variant=variant, placement="none")
     assert YOLOMasterConfig.from_json(config.to_json()) == config
+
+
+def test_shared_expert_and_residual_reach_every_block() -> None:
+    plain, changed = on_meta("yolo_master_n"), on_meta("yolo_master_n", shared_expert=True, residual=True)
+    blocks = [module for module in changed.modules() if isinstance(module, ESMoE)]
+    assert all(block.residual for block in blocks)
+    # A pointwise convolution C x C and the scale and shift of its norm, in the four blocks of 64, 128, 128 and 256.
+    assert count(changed) - count(plain) == sum(width * width + 2 * width for width in (64, 128, 128, 256))

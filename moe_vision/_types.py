@@ -9,5 +9,6 @@ from torch import nn
 LayerFactory = Callable[..., nn.Module]
 SoftMode = Literal["masked", "relaxed", "straight_through"]
 ExpertKind = Literal["separable", "depthwise"]
+ExpertInit = Literal["independent", "shared"]
 DispatchMode = Literal["auto", "dense", "grouped", "per_image", "static"]
 BalanceKind = Literal["switch", "mse", "cv2"]

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moe_vision._types import DispatchMode, ExpertKind, LayerFactory, SoftMode
+from moe_vision._types import DispatchMode, ExpertInit, ExpertKind, LayerFactory, SoftMode
 from moe_vision.layers.checks import check_choice, check_feature_map, check_positive, check_top_k
 from moe_vision.layers.dispatch import DISPATCH_MODES, Experts, mixture
 from moe_vision.layers.experts import DepthwiseExperts
@@ -40,6 +40,8 @@ class ESMoE(nn.Module):
         shared_expert: Add a pointwise convolution, norm and activation that runs for every image.
         residual: Add the input to the output; needs stride 1 and equal channels.
         bias: Give depthwise experts a bias.
+        init: ``independent``, or ``shared``: all experts start as one function, so that it does not matter at first
+            which of them an image selects, and the rest of a network trained from scratch learns undisturbed.
         output_norm: Apply norm and activation to the mixture; if None, for separable experts alone, so that
             depthwise experts leave the layer linear in its input.
         act_layer: Factory of activations, called without arguments.
@@ -89,6 +91,7 @@ class ESMoE(nn.Module):
         shared_expert: bool = False,
         residual: bool = False,
         bias: bool = False,
+        init: ExpertInit = "independent",
         output_norm: bool | None = None,
         act_layer: LayerFactory = nn.SiLU,
         norm_layer: LayerFactory = nn.BatchNorm2d,
@@ -121,7 +124,15 @@ class ESMoE(nn.Module):
         self.router: nn.Module = DynamicRouter(in_channels, num_experts, reduction=reduction, **dd)
         self.gate = TopKGate(top_k, soft)
         self.experts: Experts = DepthwiseExperts(
-            in_channels, out_channels, kernel_sizes=kernel_sizes, stride=stride, kind=expert, bias=bias, **layers, **dd
+            in_channels,
+            out_channels,
+            kernel_sizes=kernel_sizes,
+            stride=stride,
+            kind=expert,
+            bias=bias,
+            init=init,
+            **layers,
+            **dd,
         )
         self.shared_expert = _shared_expert(in_channels, out_channels, stride, layers, dd) if shared_expert else None
         output_norm = expert == "separable" if output_norm is None else output_norm

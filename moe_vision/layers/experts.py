@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_vision._types import ExpertKind, LayerFactory
+from moe_vision._types import ExpertInit, ExpertKind, LayerFactory
 from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive
 
 EXPERT_KINDS: tuple[str, ...] = get_args(ExpertKind)
+EXPERT_INITS: tuple[str, ...] = get_args(ExpertInit)
 
 
 class SeparableExpert(nn.Module):
@@ -119,6 +120,8 @@ class DepthwiseExperts(nn.ModuleList):
         stride: Stride of every expert.
         kind: ``separable`` (the paper's) or ``depthwise`` (linear, merges; out_channels = in_channels).
         bias: Add a bias a channel; for ``depthwise`` alone.
+        init: How they start: ``independent``, or ``shared``: all as the one with the smallest kernel, which is
+            surrounded by zeros, so that they are one function until training tells them apart.
         act_layer: Factory of a separable expert's activation.
         norm_layer: Factory of a separable expert's norm.
         device: Where the parameters live.
@@ -151,6 +154,7 @@ class DepthwiseExperts(nn.ModuleList):
         stride: int = 1,
         kind: ExpertKind = "separable",
         bias: bool = False,
+        init: ExpertInit = "independent",
         act_layer: LayerFactory = nn.SiLU,
         norm_layer: LayerFactory = nn.BatchNorm2d,
         device: torch.device | str | None = None,
@@ -161,6 +165,7 @@ class DepthwiseExperts(nn.ModuleList):
         check_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
         check_kernel_sizes(kernel_sizes)
         check_choice("expert", kind, EXPERT_KINDS)
+        check_choice("init", init, EXPERT_INITS)
         if kind == "depthwise" and out_channels != in_channels:
             raise ValueError(
                 f"out_channels must equal in_channels={in_channels} for depthwise experts, got {out_channels}; "
@@ -178,6 +183,8 @@ class DepthwiseExperts(nn.ModuleList):
             else:
                 layers: dict[str, Any] = {"act_layer": act_layer, "norm_layer": norm_layer}
                 self.append(SeparableExpert(in_channels, out_channels, size, stride=stride, **layers, **dd))
+        if init == "shared":
+            self._share_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of every expert, stacked to (B, E, C, H, W)."""
@@ -215,6 +222,15 @@ class DepthwiseExperts(nn.ModuleList):
         y = depthwise.view(batch, num_selected, -1, height * width)
         y = gathered_pointwise(y, [(expert.conv_pw, expert.norm) for expert in experts], indices)
         return cast(Tensor, experts[0].act(y.view(*y.shape[:-1], height, width)))
+
+    @torch.no_grad()
+    def _share_weights(self) -> None:
+        """Give every expert the weights of the one with the smallest kernel, padded with zeros."""
+        smallest = self[self.kernel_sizes.index(min(self.kernel_sizes))].state_dict()
+        kernel = smallest["conv_dw.weight"]
+        for expert, size in zip(self, self.kernel_sizes, strict=True):
+            margin = (size - kernel.shape[-1]) // 2
+            expert.load_state_dict({**smallest, "conv_dw.weight": F.pad(kernel, [margin] * 4)})
 
     def _kernels(self) -> Tensor:
         """Stack the depthwise kernels to (E, C, 1, k, k), padded with zeros to the largest k; the padding is exact."""

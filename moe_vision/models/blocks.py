@@ -58,6 +58,7 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         num_experts=config.num_experts,
         top_k=config.top_k,
         kernel_sizes=config.kernel_sizes,
+        init=config.expert_init,  # type: ignore[arg-type]
         shared_expert=config.shared_expert,
         residual=config.residual,
         norm_layer=YOLOBatchNorm2d,

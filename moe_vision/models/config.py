@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive, check_top_k
+from moe_vision.layers.experts import EXPERT_INITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class YOLOMasterConfig:
         num_experts: Experts E of each block (``pointwise``: of the first).
         top_k: Experts K that an image selects.
         kernel_sizes: Kernel sizes of the experts (``pointwise``: none).
+        expert_init: How the experts start, ``shared`` or ``independent``, see `moe_vision.ESMoE` (``pointwise``:
+            ``independent``).
         shared_expert: Add a shared expert to each ES-MoE block (``pointwise`` blocks always have one).
         residual: Add its input to each ES-MoE block's output.
         reg_max: Bins of the distribution over each box side, in strides of the level.
@@ -61,6 +64,7 @@ class YOLOMasterConfig:
     num_experts: int = 4
     top_k: int = 2
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
+    expert_init: str = "shared"
     shared_expert: bool = False
     residual: bool = False
     reg_max: int = 16
@@ -93,6 +97,8 @@ class YOLOMasterConfig:
                 raise ValueError(f"kernel_sizes must be empty for block='pointwise', got {self.kernel_sizes}")
             if self.placement not in ("backbone", "none"):
                 raise ValueError(f"placement must be backbone or none for block='pointwise', got {self.placement!r}")
+            if self.expert_init != "independent":
+                raise ValueError(f"expert_init must be independent for block='pointwise', got {self.expert_init!r}")
             if self.shared_expert or self.residual:
                 raise ValueError(
                     "shared_expert and residual must be False for block='pointwise', which has the one and not the "
@@ -100,6 +106,7 @@ class YOLOMasterConfig:
                 )
             return
         check_kernel_sizes(self.kernel_sizes)
+        check_choice("expert_init", self.expert_init, EXPERT_INITS)
         if len(self.kernel_sizes) != self.num_experts:
             raise ValueError(f"kernel_sizes must name num_experts={self.num_experts} sizes, got {self.kernel_sizes}")
 
@@ -171,9 +178,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # Section 4 of arXiv 2512.23273: 4 experts of kernel sizes 3 to 9, 2 active, in the backbone; no DFL loss.
     "paper": {"num_experts": 4, "top_k": 2, "kernel_sizes": (3, 5, 7, 9), "reg_max": 16, "dfl": False},
     # The networks released under the name EsMoE: 3 experts, all active, trained with the DFL loss.
-    "esmoe": {"num_experts": 3, "top_k": 3, "kernel_sizes": (3, 5, 7), "reg_max": 16, "dfl": True},
+    "esmoe": {
+        "num_experts": 3,
+        "top_k": 3,
+        "kernel_sizes": (3, 5, 7),
+        "expert_init": "independent",
+        "reg_max": 16,
+        "dfl": True,
+    },
     # The networks released as v0.1: 4, 8 and 16 pointwise experts, 2 active, beside a shared one.
-    "v0_1": {"block": "pointwise", "num_experts": 4, "top_k": 2, "kernel_sizes": (), "reg_max": 16, "dfl": True},
+    "v0_1": {
+        "block": "pointwise",
+        "num_experts": 4,
+        "top_k": 2,
+        "kernel_sizes": (),
+        "expert_init": "independent",
+        "reg_max": 16,
+        "dfl": True,
+    },
 }
 
 

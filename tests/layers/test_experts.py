@@ -43,6 +43,21 @@ def test_separable_expert_ends_in_norm_and_activation() -> None:
     torch.testing.assert_close(expert(x), features * features.sigmoid())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_init_makes_one_function_that_training_parts(kind: str) -> None:
+    x = make_images(3, 4, 7, 5)
+    apart = DepthwiseExperts(4, kernel_sizes=(5, 3, 9), kind=kind)
+    assert (apart(x)[:, 1:] - apart(x)[:, :1]).abs().amax(dim=(0, 2, 3, 4)).min() > 0.1
+    experts = DepthwiseExperts(4, kernel_sizes=(5, 3, 9), kind=kind, init="shared")
+    one, two, three = experts(x).unbind(1)
+    assert_same(one, two)
+    assert_same(three, two)
+    experts[0].conv_dw.weight.data.zero_()  # the weights are copies
+    assert_same(experts[1](x), two)
+    (two + three).square().sum().backward()
+    assert experts[2].conv_dw.weight.grad[:, :, 0].any()  # the rim of zeros learns
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @settings(max_examples=15)
 @given(shape=feature_map_shapes(min_batch=1), expert=st.integers(0, 3))

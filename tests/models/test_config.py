@@ -24,6 +24,7 @@ def configs(draw: st.DrawFn) -> YOLOMasterConfig:
         num_experts=len(sizes),
         top_k=draw(st.integers(1, len(sizes))),
         kernel_sizes=tuple(sizes),
+        expert_init=draw(st.sampled_from(["shared", "independent"])),
         reg_max=draw(st.integers(1 + dfl, 32)),
         dfl=dfl,
     )
@@ -53,6 +54,7 @@ def test_json_round_trip(config: YOLOMasterConfig) -> None:
         ("kernel_sizes", [3, 5], r"kernel_sizes must name num_experts=4 sizes, got \(3, 5\)"),
         ("top_k", 5, r"top_k must be in \[1, num_experts=4\], got 5"),
         ("reg_max", 0, "reg_max must be at least 1, and 2 with dfl, got 0"),
+        ("expert_init", "same", "expert_init must be one of independent, shared, got 'same'"),
         ("task", "juggle", "task must be one of detect, segment, classify, got 'juggle'"),
     ],
 )

@@ -85,6 +85,8 @@ def test_v0_1_takes_no_kernels_and_no_neck() -> None:
         named_config("yolo_master_n", variant="v0_1", kernel_sizes=(3, 5, 7, 9))
     with pytest.raises(ValueError, match="placement must be backbone or none for block='pointwise', got 'both'"):
         named_config("yolo_master_n", variant="v0_1", placement="both")
+    with pytest.raises(ValueError, match="expert_init must be independent for block='pointwise', got 'shared'"):
+        named_config("yolo_master_n", variant="v0_1", expert_init="shared")
     with pytest.raises(ValueError, match="shared_expert and residual must be False for block='pointwise'"):
         named_config("yolo_master_n", variant="v0_1", residual=True)
 

@@ -5,8 +5,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-# After which metric the table by class comes.
-BY_CLASS = {"map50": "class_map", "mask_map50": "mask_class_map", "top5": "class_top1"}
+COUNTS = {"class_images": "images", "class_objects": "objects"}
+OF_OBJECTS = {"map": "mAP 50:95", "map50": "mAP 50", "precision": "precision", "recall": "recall"}
+# After which metric which table by class comes: titles of columns by the name of the metric.
+BY_CLASS = {
+    "map50": {f"class_{name}": title for name, title in OF_OBJECTS.items()},
+    "mask_map50": {f"mask_class_{name}": title for name, title in OF_OBJECTS.items()},
+    "top5": {"class_top1": "top-1", "class_top5": "top-5"},
+}
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
@@ -26,7 +32,24 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     for name, title in METRIC_NAMES.items():
         if name in metrics:
             print(f"{title:<20} {metrics[name]:.4f}")
-            for label, value in metrics.get(BY_CLASS.get(name, ""), {}).items():
-                print(f"  {label:<20} {value:.4f}")
+            _print_classes(metrics, BY_CLASS.get(name, {}))
     for layer, shares in metrics["experts"].items():
         print(f"  {layer:<20} experts {' '.join(f'{share:.0%}' for share in shares)}")
+
+
+def _print_classes(metrics: dict[str, Any], titles: dict[str, str]) -> None:
+    """Print a row a class of the metrics that are known; precision and recall are those of the best F1."""
+    columns = {title: metrics[name] for name, title in {**COUNTS, **titles}.items() if titles and name in metrics}
+    labels = list(next(iter(columns.values()), {}))
+    width = max([20, *map(len, labels)])
+    if labels:
+        print(f"  {'class':<{width}} {'  '.join(f'{title:>9}' for title in columns)}")
+    for label in labels:
+        print(f"  {label:<{width}} {'  '.join(f'{_cell(column[label]):>9}' for column in columns.values())}")
+
+
+def _cell(value: float) -> str:
+    """Write a count, or a share of what there is."""
+    if isinstance(value, int):
+        return str(value)
+    return "-" if value < 0 else f"{value:.4f}"

@@ -2,9 +2,7 @@
 """``moe-vision train``: train a network on a data set."""
 
 import argparse
-import json
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +75,5 @@ def run(options: argparse.Namespace) -> None:
     if not metrics:  # another process evaluates and writes
         return
     print_metrics(metrics)
-    print(f"Written to {options.out}: last.safetensors, best.safetensors, log.jsonl, settings.json")
-    _plot(options.out)
-
-
-def _plot(out: Path) -> None:
-    """Draw the curves of the run, if matplotlib is there."""
-    if find_spec("matplotlib") is None:
-        print("For a plot of the run: pip install 'moe-vision[visualize]'")
-        return
-    from moe_vision.visualize import plot_training
-
-    plot_training([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()], out / "training.png")
-    print(f"Drawn to {out}: training.png")
+    files = sorted(path.name for path in options.out.iterdir() if path.is_file())
+    print(f"Written to {options.out}: {', '.join(files)}")

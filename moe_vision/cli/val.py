@@ -23,6 +23,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
     command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
     command.add_argument("--json", type=Path, help="file for the metrics and the cost")
+    command.add_argument("--out", type=Path, help="folder for pictures: curves, confusion matrix, predictions")
     command.add_argument("--dispatch", default="auto", choices=DISPATCH_MODES, help="executor of the experts")
     return command  # type: ignore[no-any-return]
 
@@ -47,8 +48,10 @@ def run(options: argparse.Namespace) -> None:
         f"{cost['flops'] / 1e9:.2f} GFLOPs, {cost['active_flops'] / 1e9:.2f} active; "
         f"{cost['milliseconds']:.1f} ms for an image of {size} x {size}"
     )
-    metrics = evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True)
+    metrics = evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True, pictures=options.out)
     print_metrics(metrics)
+    if options.out is not None:
+        print(f"Pictures drawn to {options.out}")
     if options.json is not None:
         options.json.write_text(json.dumps({**metrics, **cost}, indent=2))
 

@@ -2,6 +2,7 @@
 """Evaluation of a network on a data set: mean average precision of boxes and masks, or accuracy."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ from moe_vision.inference import results_in_original
 from moe_vision.models import YOLOMaster
 from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks.masks import paste_windows
-from moe_vision.train.metrics import accuracy_metrics, coco_metrics
+from moe_vision.train.metrics import accuracy_metrics, coco_metrics, count_objects
+from moe_vision.train.pictures import draw_classification, draw_detection
 
 Batches = Iterator[tuple[Any, list[dict[str, Any]]]]  # a network's output, and what is known of the images
 
@@ -38,6 +40,7 @@ def evaluate(
     batch_size: int = 16,
     num_workers: int = 0,
     progress: bool = False,
+    pictures: Path | None = None,
 ) -> dict[str, Any]:
     """Predict on every image and compare with what is known of it, in pixels of the original images.
 
@@ -51,11 +54,13 @@ def evaluate(
         batch_size: Images a forward.
         num_workers: Processes that load images.
         progress: Show a progress bar.
+        pictures: Folder for pictures of the evaluation, see `moe_vision.train.pictures`; none are drawn if None.
 
     Returns:
-        What `moe_vision.train.metrics.coco_metrics` returns of the boxes; to segment also what it returns of the masks,
-        with ``mask_`` before each name; to classify what `moe_vision.train.metrics.accuracy_metrics` returns. And
-        ``experts``: the share of selections of each expert by the name of its layer.
+        What `moe_vision.train.metrics.coco_metrics` returns of the boxes and `moe_vision.train.metrics.count_objects`
+        of the objects; to segment also what the former returns of the masks, with ``mask_`` before each name; to
+        classify what `moe_vision.train.metrics.accuracy_metrics` returns. And ``experts``: the share of selections of
+        each expert by the name of its layer.
 
     Raises:
         ValueError: If ``image_size`` is not a multiple of 32.
@@ -76,13 +81,10 @@ def evaluate(
     loader = DataLoader(samples, batch_size, num_workers=num_workers, collate_fn=collate)
     batches = _forwards(model, tqdm(loader, desc="evaluate", leave=False, disable=not progress), usage)
     if model.config.task == "classify":
-        metrics = _accuracy(batches, source.classes)
+        metrics = _judge_classes(batches, source, pictures)
     else:
         truths, found = _collect(batches, image_size)
-        metrics = coco_metrics(truths, found, source.classes)
-        if model.config.task == "segment":
-            of_masks = coco_metrics(truths, found, source.classes, masks=True)
-            metrics |= {f"mask_{name}": value for name, value in of_masks.items()}
+        metrics = _judge_objects(truths, found, source, pictures, masks=model.config.task == "segment")
     return {**metrics, "experts": usage.shares()}
 
 
@@ -100,12 +102,31 @@ def _forwards(model: YOLOMaster, loader: Any, usage: ExpertUsage) -> Batches:
         yield output, targets
 
 
-def _accuracy(batches: Batches, classes: tuple[str, ...]) -> dict[str, Any]:
+def _judge_classes(batches: Batches, source: ClassificationSource, pictures: Path | None) -> dict[str, Any]:
     scores, labels = [], []
     for logits, targets in batches:
         scores.append(logits.float().cpu())
         labels += [target["label"] for target in targets]
-    return accuracy_metrics(torch.cat(scores), torch.tensor(labels), classes)
+    if pictures is not None:
+        draw_classification(source, torch.cat(scores), torch.tensor(labels), pictures)
+    return accuracy_metrics(torch.cat(scores), torch.tensor(labels), source.classes)
+
+
+def _judge_objects(
+    truths: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    source: DetectionSource,
+    pictures: Path | None,
+    *,
+    masks: bool,
+) -> dict[str, Any]:
+    metrics = {**coco_metrics(truths, found, source.classes), **count_objects(truths, source.classes)}
+    if masks:
+        of_masks = coco_metrics(truths, found, source.classes, masks=True)
+        metrics |= {f"mask_{name}": value for name, value in of_masks.items()}
+    if pictures is not None:
+        draw_detection(source, truths, found, pictures, masks=masks)
+    return metrics
 
 
 def _collect(batches: Batches, image_size: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -23,11 +23,15 @@ from tqdm import tqdm
 from moe_vision.data import ClassificationSource, DetectionSource, build_loader
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.models import YOLOMaster, save_checkpoint
+from moe_vision.train.environment import record_start
 from moe_vision.train.evaluation import evaluate
 from moe_vision.train.hardening import Hardening
+from moe_vision.train.pictures import draw_run
+from moe_vision.train.progress import Countdown
 from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
 from moe_vision.train.settings import TrainSettings
+from moe_vision.train.tracking import ScalarWriter
 
 
 class Trainer:
@@ -36,10 +40,11 @@ class Trainer:
     One process or several, started by ``torchrun`` or ``accelerate launch``; optimizers, cosine schedule and moving
     average (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
 
-    The folder ``out`` receives ``settings.json``, ``log.jsonl`` (a line an epoch: loss terms, learning rate, usage of
-    the experts, the distance of their weights from hard ones, metrics, seconds, steps left out for a non-finite
-    gradient), ``last.safetensors``, ``best.safetensors`` (by mAP 50:95 of the boxes or, to segment, the masks, or by
-    top-1 accuracy) and ``state-EPOCHS``, from which a run that was killed goes on.
+    The folder ``out`` receives ``settings.json``, ``config.json`` (the network's), ``environment.json``, ``log.jsonl``
+    (a line an epoch: loss terms, learning rate, usage of the experts, the distance of their weights from hard ones,
+    metrics, seconds, steps left out for a non-finite gradient), the same for TensorBoard, ``last.safetensors``,
+    ``best.safetensors`` (by mAP 50:95 of the boxes or, to segment, the masks, or by top-1 accuracy), ``state-EPOCHS``,
+    from which a run that was killed goes on, and at the end the pictures of `moe_vision.train.pictures`.
 
     Args:
         model: The network; its head fits the classes of the data.
@@ -65,7 +70,7 @@ class Trainer:
         >>> with tempfile.TemporaryDirectory() as out:
         ...     metrics = Trainer(model, scenes, scenes, out, settings).fit()
         >>> sorted(metrics)[:2]
-        ['class_map', 'experts']
+        ['class_images', 'class_map']
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Trainer:
         self.step = 0
         self.best = -1.0
         self.metrics: dict[str, Any] = {}
+        self.scalars = ScalarWriter(self.out)
         self.accelerator.register_for_checkpointing(self.ema, self)
         self.epochs_done = load_run_state(self.accelerator, self.out) if resume else 0
 
@@ -122,22 +128,27 @@ class Trainer:
         """
         settings = self.settings
         if self.accelerator.is_main_process:
-            (self.out / "settings.json").write_text(json.dumps(asdict(settings), indent=2))
+            if self.epochs_done < settings.epochs:
+                self._describe()
             self._keep_log_lines(self.epochs_done)
             remove_run_states(self.out, keep=self.epochs_done)
+        self.countdown = Countdown(self.epochs_done, settings.epochs)
         for epoch in range(self.epochs_done, settings.epochs):
             start = time.perf_counter()
             line = {"epoch": epoch + 1, **self._train_epoch(epoch)}
             last = epoch + 1 == settings.epochs
             if self.val_data is not None and (last or (epoch + 1) % settings.eval_every == 0):
-                self.metrics = line["metrics"] = self._evaluate()
+                self.metrics = line["metrics"] = self._evaluate(pictures=self.out if last else None)
             if self.accelerator.is_main_process:
                 self._save("last")
                 if self.metrics and self.metrics[self.recipe.metric] > self.best:
                     self.best = self.metrics[self.recipe.metric]
                     self._save("best")
                 self._log({**line, "seconds": round(time.perf_counter() - start, 2)})
+                if last:
+                    draw_run(self.out)
             save_run_state(self.accelerator, self.out, epoch + 1)
+        self.scalars.close()
         self.accelerator.end_training()
         return self.metrics
 
@@ -158,15 +169,16 @@ class Trainer:
         sums: Counter[str] = Counter()
         skipped, gap = 0, 0.0
         bar = tqdm(
-            self.loader, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not self.accelerator.is_local_main_process
+            self.loader, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not self.accelerator.is_main_process
         )
-        for images, targets in bar:
+        for step, (images, targets) in enumerate(bar, 1):
             terms, applied = self._train_step(images, targets)
             usage.update()
             gap += self.hardening.gap() if applied else 0.0
             skipped += not applied
             sums.update({name: term.item() if applied else 0.0 for name, term in terms.items()})
-            bar.set_postfix_str(" ".join(f"{name} {term.item():.3f}" for name, term in terms.items()))
+            shown = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
+            bar.set_postfix_str(f"{shown}, {self.countdown.left(epoch + step / len(self.loader))}")
         steps = len(self.loader) - skipped
         losses = {name: total / steps if steps else None for name, total in sums.items()}
         lr = self.optimizer.param_groups[0]["lr"]
@@ -197,18 +209,33 @@ class Trainer:
         for buffer, averaged in zip(model.buffers(), self.ema.module.buffers(), strict=True):
             buffer.copy_(averaged)
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, pictures: Path | None) -> dict[str, Any]:
         """Evaluate the averaged weights on the main process, while the others wait."""
         metrics: dict[str, Any] = {}
         if self.accelerator.is_main_process and self.val_data is not None:
             size, workers = self.settings.image_size, self.settings.num_workers
-            metrics = evaluate(self.ema.module, self.val_data, image_size=size, num_workers=workers, progress=True)
+            metrics = evaluate(
+                self.ema.module,
+                self.val_data,
+                image_size=size,
+                num_workers=workers,
+                progress=True,
+                pictures=pictures,
+            )
             tqdm.write("  ".join(f"{name} {metrics[name]:.3f}" for name in self.recipe.shown), file=sys.stderr)
         self.accelerator.wait_for_everyone()
         return metrics
 
     def _save(self, name: str) -> None:
         save_checkpoint(cast(YOLOMaster, self.ema.module), self.out / f"{name}.safetensors")
+
+    def _describe(self) -> None:
+        """Write what the run is made of and where it runs."""
+        model = cast(YOLOMaster, self.ema.module)
+        config = {**json.loads(model.config.to_json()), "class_names": model.class_names}
+        (self.out / "settings.json").write_text(json.dumps(asdict(self.settings), indent=2))
+        (self.out / "config.json").write_text(json.dumps(config, indent=2))
+        record_start(self.accelerator, self.out / "environment.json", resumed=self.epochs_done > 0)
 
     def _keep_log_lines(self, count: int) -> None:
         """Drop the lines of an epoch that was not finished."""
@@ -219,6 +246,7 @@ class Trainer:
     def _log(self, line: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self.scalars.write(line)
 
 
 def _create_optimizer(model: YOLOMaster, settings: TrainSettings) -> torch.optim.Optimizer:

@@ -7,12 +7,29 @@ from typing import TYPE_CHECKING, Any
 from moe_vision.visualize.pictures import comparison_sheet, draw_detections, sample_sheet, save_picture
 
 if TYPE_CHECKING:
-    from moe_vision.visualize.plots import plot_routing, plot_training
+    from moe_vision.visualize.evaluation_plots import plot_confusion, plot_precision_recall
+    from moe_vision.visualize.plots import plot_expert_usage, plot_routing, plot_training
 
-__all__ = ["comparison_sheet", "draw_detections", "plot_routing", "plot_training", "sample_sheet", "save_picture"]
+__all__ = [
+    "comparison_sheet",
+    "draw_detections",
+    "plot_confusion",
+    "plot_expert_usage",
+    "plot_precision_recall",
+    "plot_routing",
+    "plot_training",
+    "sample_sheet",
+    "save_picture",
+]
 
 # Pictures need no matplotlib; what does is loaded when it is used.
-_LAZY = {"plot_routing": "plots", "plot_training": "plots"}
+_LAZY = {
+    "plot_confusion": "evaluation_plots",
+    "plot_expert_usage": "plots",
+    "plot_precision_recall": "evaluation_plots",
+    "plot_routing": "plots",
+    "plot_training": "plots",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 from moe_vision import create_model, predict
 from moe_vision.data import ShapeScenes
-from moe_vision.models import YOLOMaster, load_checkpoint
+from moe_vision.models import YOLOMaster, YOLOMasterConfig, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings, evaluate
 
 SCENES = ShapeScenes(6, 64)
+PICTURES = ["confusion.png", "experts.png", "precision-recall.png", "predictions.jpg", "training.png"]
+DESCRIPTIONS = ["config.json", "environment.json", "log.jsonl", "settings.json"]
+EVENTS = "events.out.tfevents"
+FILES = [*PICTURES, *DESCRIPTIONS, EVENTS, "best.safetensors", "last.safetensors", "state-2"]
+
+
+def files(out: Path) -> list[str]:
+    """Return the names in a run's folder, that of TensorBoard without time and host."""
+    return sorted(EVENTS if path.name.startswith(EVENTS) else path.name for path in out.iterdir())
 
 
 def make_model(seed: int = 0) -> YOLOMaster:
@@ -67,8 +76,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
 
 def test_files(run: tuple[Path, dict[str, Any]]) -> None:
     out, _ = run
-    names = ["best.safetensors", "last.safetensors", "log.jsonl", "settings.json", "state-2"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert files(out) == sorted(FILES)
+    config = json.loads((out / "config.json").read_text())
+    assert config.pop("class_names") == list(SCENES.classes)
+    assert YOLOMasterConfig.from_json(json.dumps(config)) == load_checkpoint(out / "last.safetensors").config
     settings = json.loads((out / "settings.json").read_text())
     assert TrainSettings(**settings) == TrainSettings(
         epochs=2, image_size=64, batch_size=2, num_workers=0, warmup_epochs=1
@@ -221,8 +232,10 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
         [*launch, str(script), str(out)], capture_output=True, text=True, timeout=110, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    names = ["best.safetensors", "last.safetensors", "log.jsonl", "rank0.pt", "rank1.pt", "settings.json", "state-2"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert files(out) == sorted([*FILES, "rank0.pt", "rank1.pt"])
+    assert json.loads((out / "environment.json").read_text())[0]["processes"] == 2
+    assert "epoch 1/2" in done.stderr
+    assert done.stderr.count("epoch 2/2: 100%") == 1  # of the main process alone
     first, second = (torch.load(out / f"rank{rank}.pt") for rank in (0, 1))
     assert torch.equal(first["weights"], second["weights"])
     assert set(first["metrics"]) >= {"map", "map50", "experts"}

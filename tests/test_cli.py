@@ -14,6 +14,7 @@ from PIL import Image
 
 from moe_vision import create_model, load_official, predict
 from moe_vision.cli import main
+from moe_vision.cli.options import print_metrics
 from moe_vision.models import load_checkpoint, save_checkpoint
 from moe_vision.models.config import SCALES
 from tests.data.conftest import VOCFolder
@@ -189,6 +190,45 @@ def test_seed_seeds_the_weights_too(cells: Path, tmp_path: Path) -> None:
         biases.append(load_checkpoint(tmp_path / name / "last.safetensors").backbone.stem.conv.weight)
     assert torch.equal(biases[0], biases[1])
     assert (biases[0] - biases[2]).abs().max() > 0.05  # more than one step of training moves
+
+
+def test_tables_by_class(capsys: pytest.CaptureFixture[str]) -> None:
+    by_class = {
+        "map": {"a": 0.5, "b": -1.0},
+        "map50": {"a": 0.75, "b": -1.0},
+        "precision": {"a": 1.0, "b": -1.0},
+        "recall": {"a": 0.7, "b": -1.0},
+    }
+    metrics = {"map": 0.5, "map50": 0.75, "mask_map": 0.25, "mask_map50": 0.5, "experts": {}}
+    metrics |= {"class_images": {"a": 3, "b": 0}, "class_objects": {"a": 12, "b": 0}}
+    metrics |= {f"{kind}class_{name}": values for name, values in by_class.items() for kind in ("", "mask_")}
+    print_metrics(metrics)
+    table = [
+        "  class                   images    objects  mAP 50:95     mAP 50  precision     recall",
+        "  a                            3         12     0.5000     0.7500     1.0000     0.7000",
+        "  b                            0          0          -          -          -          -",
+    ]
+    boxes, masks = ["mAP 50:95            0.5000", "mAP 50               0.7500"], ["mask mAP 50:95       0.2500"]
+    expected = [*boxes, *table, *masks, "mask mAP 50          0.5000", *table]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_val_draws_and_writes(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "out"
+    model = create_model("yolo_master_n", num_classes=1, class_names=["cell"], image_size=64)
+    save_checkpoint(model, weights)
+    options = ["--out", str(out), "--json", str(out / "val.json")]
+    assert main(["val", str(weights), "--data", str(cells), *options]) == 0
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines() if "  cell " in line] == [
+        ["cell", "4", "4"]
+    ]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "confusion.png",
+        "precision-recall.png",
+        "predictions.jpg",
+        "val.json",
+    ]
+    assert json.loads((out / "val.json").read_text())["class_objects"] == {"cell": 4}
 
 
 @pytest.mark.slow

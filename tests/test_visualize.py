@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures and plots: what is drawn where, and files that can be opened."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from moe_vision.data import ShapeScenes
 from moe_vision.visualize import (
     comparison_sheet,
     draw_detections,
+    plot_confusion,
+    plot_expert_usage,
+    plot_precision_recall,
     plot_routing,
     plot_training,
     sample_sheet,
@@ -141,6 +145,49 @@ def test_plot_of_routing(tmp_path: Path) -> None:
     text = (tmp_path / "routing.svg").read_text()
     assert text.startswith("<?xml")
     assert text.count("expert") >= 2
+
+
+def svg_texts(path: Path) -> list[str]:
+    """Return what is written in a plot; matplotlib notes it beside the outlines of the letters."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text())
+
+
+def test_plot_of_precision_and_recall(tmp_path: Path) -> None:
+    path = tmp_path / "curves.svg"
+    boxes = {"cat": [1.0, 0.5, 0.0], "dog": [1.0, 1.0, 0.7]}
+    plot_precision_recall({"boxes": boxes, "masks": {"cat": [0.6, 0.3, 0.0]}}, path)
+    texts = svg_texts(path)
+    # (1 + 0.5 + 0) / 3, (1 + 1 + 0.7) / 3, the mean of both, and of the masks (0.6 + 0.3) / 3
+    assert {"0.500 cat", "0.900 dog", "0.700 mean of 2 classes", "0.300 cat"} <= set(texts)
+    assert {"Precision by recall, boxes", "Precision by recall, masks"} <= set(texts)
+    plot_precision_recall({"boxes": {str(label): [1.0, 0.0] for label in range(30)}}, path)
+    assert "0.500 mean of 30 classes" in svg_texts(path)
+    assert "0.500 0" not in svg_texts(path)  # thirty colours tell nothing apart
+    with pytest.raises(ValueError, match="curves must have a class for boxes, got none: there are no objects"):
+        plot_precision_recall({"boxes": {}}, path)
+
+
+def test_plot_of_confusion(tmp_path: Path) -> None:
+    path = tmp_path / "confusion.svg"
+    plot_confusion(torch.tensor([[31, 57, 0], [0, 0, 0], [0, 73, 0]]), ["cat", "dog", "background"], path, title="all")
+    texts = svg_texts(path)
+    assert {"31", "57", "73", "all", "predicted", "true"} <= set(texts)
+    assert texts.count("0") == 0  # an empty cell, and a row of nothing, stay empty
+    assert texts.count("dog") == 2
+    plot_confusion(torch.eye(80, dtype=torch.int64) * 31, [f"class {label}" for label in range(80)], path, title="all")
+    assert "31" not in svg_texts(path)  # no room
+    assert svg_texts(path).count("class 79") == 2
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_plot_of_expert_usage(tmp_path: Path, epochs: int) -> None:
+    shares = {f"stage{layer}": [0.2, 0.3, 0.5] for layer in range(5)}
+    plot_expert_usage([{"epoch": epoch + 1, "experts": shares} for epoch in range(epochs)], tmp_path / "experts.svg")
+    texts = svg_texts(tmp_path / "experts.svg")
+    assert set(shares) < set(texts)
+    assert texts.count("2") >= 5  # the last expert of each layer
+    with pytest.raises(ValueError, match="log must be that of a network with experts, got one without"):
+        plot_expert_usage([{"epoch": 1, "experts": {}}], tmp_path / "experts.svg")
 
 
 def test_pictures_do_not_load_matplotlib() -> None:

@@ -43,6 +43,6 @@ def format_duration(seconds: float) -> str:
         ('42 s', '13 min', '2 h 05 min')
     """
     minutes = round(seconds / 60)
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -34,7 +34,7 @@ def test_curves_equal_pycocotools(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truths = random_truths(rng)
     found = noisy_detections(rng, truths)
-    curves, expected, metrics = precision_curves(truths, found, CLASSES), oracle(truths, found), {}
+    curves, expected = precision_curves(truths, found, CLASSES), oracle(truths, found)
     metrics = coco_metrics(truths, found, CLASSES)
     assert list(curves) == list(CLASSES)
     for label, (name, curve) in enumerate(curves.items()):
@@ -56,6 +56,7 @@ def test_precision_and_recall_at_the_best_f1() -> None:
     metrics = coco_metrics([truth], [found], CLASSES)
     assert metrics["class_precision"] == pytest.approx({"cat": 0.75, "dog": -1.0, "cow": -1.0})
     assert metrics["class_recall"] == pytest.approx({"cat": 0.75, "dog": -1.0, "cow": -1.0})
+    assert list(precision_curves([truth], [found], CLASSES)) == ["cat"]  # the others have no objects
 
 
 def test_nothing_found_and_nothing_there() -> None:

@@ -65,12 +65,34 @@ def kernels(num_experts: int, top_k: int) -> Cell:
     return Cell({"num_experts": num_experts, "top_k": top_k, "kernel_sizes": sizes})
 
 
-# Tables 5 to 8 of arXiv 2512.23273, and questions of our own. The cell "paper" is the middle of each.
+def loss_of_table_8(weight: float, *, dfl: bool) -> Cell:
+    return Cell({"dfl": dfl}, {"balance": weight, "balance_kind": "mse"})
+
+
+# The cell "paper", our defaults, is the middle of each table.
 TABLES = {
     "paper": Cell(),
+    # Table 5 of arXiv 2512.23273.
     **{f"placement {name}": Cell({"placement": name}) for name in ("none", "neck", "both")},
+    # Table 6.
     **{f"experts {count}": kernels(count, top_k=2) for count in (2, 8)},
+    # Table 7.
     **{f"top-k {k}": kernels(4, top_k=k) for k in (1, 3, 4)},
+    # Table 8; its balance loss is the mean square, with other weights than ours.
+    "loss 1": loss_of_table_8(0.5, dfl=True),
+    "loss 2": loss_of_table_8(0.5, dfl=False),
+    "loss 3": loss_of_table_8(1.0, dfl=True),
+    "loss 4": loss_of_table_8(1.5, dfl=True),
+    "loss 5": loss_of_table_8(1.5, dfl=False),
+    # Beyond the paper.
+    "dfl": Cell({"dfl": True}),
+    "reg_max 1": Cell({"reg_max": 1}),
+    **{f"soft {mode}": Cell(settings={"soft": mode}) for mode in ("relaxed", "straight_through")},
+    **{f"balance {weight}": Cell(settings={"balance": weight}) for weight in (0.0, 0.01)},
+    "expert_init independent": Cell({"expert_init": "independent"}),
+    "shared expert": Cell({"shared_expert": True}),
+    "residual": Cell({"residual": True}),
+    "norms see routed images": Cell(settings={"sparse": True}),
 }
 
 EXPERIMENTS = {

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The YOLO-Master backbone: a stem and four stages, each ending in an MoE block."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from moe_vision.layers.area_attention import A2C2f
 from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.layers.csp import C3k2
+from moe_vision.layers.frozen_statistics import frozen_statistics
 from moe_vision.models.blocks import backbone_block
 from moe_vision.models.config import YOLOMasterConfig
 
@@ -57,24 +57,7 @@ class Stage(nn.Module):
         return cast(Tensor, self.moe(self.blocks(self.downsample(x))))
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_statistics(self)
-
-
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep the norms from counting a batch that is computed a second time."""
-    momenta = {norm: norm.momentum for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)}
-    counts = [count for name, count in module.named_buffers() if name.endswith("num_batches_tracked")]
-    before = [count.clone() for count in counts]
-    for norm in momenta:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for count, value in zip(counts, before, strict=True):
-            count.copy_(value)
+        return nullcontext(), frozen_statistics(self)
 
 
 class YOLOMasterBackbone(nn.Module):

@@ -89,6 +89,7 @@ def assign_batch(
         task_aligned_assign(image_scores, image_boxes, points, target["boxes"], target["labels"])
         for image_scores, image_boxes, target in zip(scores.float().sigmoid(), boxes, targets, strict=True)
     ]
+    assigned.append(_no_points(scores[:0].float()))  # a rank of a distributed run may have no image
     counts = [0, *(len(target["labels"]) for target in targets)]
     quality = torch.cat([one.quality for one in assigned])
     return BatchAssignment(
@@ -129,8 +130,7 @@ def task_aligned_assign(
         Assignment(points=tensor([0]), objects=tensor([0]), quality=tensor([1.]))
     """
     if object_boxes.shape[0] == 0:
-        none = object_labels.new_zeros(0)
-        return Assignment(none, none, scores.new_zeros(0))
+        return _no_points(scores)
     overlap = complete_box_iou(object_boxes, boxes).clamp(min=0)  # (M, N)
     alignment = scores[:, object_labels].T.pow(SCORE_POWER) * overlap.pow(IOU_POWER)
     inside = _inside(points, object_boxes)
@@ -140,6 +140,11 @@ def task_aligned_assign(
     chosen = wanted.any(dim=0).nonzero().squeeze(1)
     objects = owner[chosen]
     return Assignment(chosen, objects, _quality(alignment[objects, chosen], overlap[objects, chosen], objects))
+
+
+def _no_points(scores: Tensor) -> Assignment:
+    none = scores.new_zeros(0, dtype=torch.int64)
+    return Assignment(none, none, scores.new_zeros(0))
 
 
 def _inside(points: Tensor, boxes: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import complete_box_iou_loss
 
 from moe_vision.losses.assign import BatchAssignment, assign_batch
+from moe_vision.losses.ranks import rank_divisor
 
 BOX_GAIN = 7.5
 CLASS_GAIN = 0.5
@@ -34,6 +35,9 @@ def detection_loss(
     Each term is a sum over the batch, weighted by the quality of the assigned points, divided by the sum of the
     qualities (at least 1), times its gain: binary cross-entropy over all points and classes (0.5), 1 - CIoU (7.5)
     and, if ``dfl``, the distribution focal loss of arXiv 2006.04388, eq. 6 (1.5).
+
+    In training under torch.distributed the qualities are those of all ranks' images, and the mean of the terms over the
+    ranks is that of the whole batch. A rank may have no image.
 
     Args:
         sides: Logits of the distances to the box sides, in strides.
@@ -65,11 +69,14 @@ def detection_loss(
     """
     assigned = assign_batch(boxes, scores, points, targets) if assigned is None else assigned
     rows, columns, quality = assigned.images, assigned.points, assigned.quality
-    goal, labels = (torch.cat([target[name] for target in targets])[assigned.objects] for name in ("boxes", "labels"))
+    nothing = {"boxes": boxes.new_zeros(0, 4, dtype=torch.float32), "labels": rows.new_zeros(0)}
+    goal, labels = (
+        torch.cat([target[name] for target in (*targets, nothing)])[assigned.objects] for name in ("boxes", "labels")
+    )
     scores, wanted = scores.float(), torch.zeros_like(scores, dtype=torch.float32)
-    wanted[rows, columns, labels] = quality
-    # assigned.total, summed in the order in which the recorded figures were: rounding alone changes a short run.
-    total = wanted.sum().clamp(min=1)
+    wanted[rows, columns, labels] = quality.float()
+    # The qualities, summed in the order in which the recorded figures were: rounding alone changes a short run.
+    total = rank_divisor(wanted.sum(), scores)
 
     class_loss = F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum")
     box_loss = (complete_box_iou_loss(boxes[rows, columns], goal) * quality).sum()

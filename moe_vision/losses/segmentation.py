@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_vision.layers.precision import without_autocast
 from moe_vision.losses.assign import BatchAssignment
+from moe_vision.losses.ranks import rank_divisor
 
 MASK_GAIN = 7.5
 CELL = 4  # pixels of the network's input a side
@@ -28,7 +29,7 @@ def mask_loss(
     A point's logits are the prototypes times its coefficients. Its loss is the mean binary cross-entropy over the cells
     that the object's box touches; a cell's target is the share of its 4 x 4 pixels that the object covers. As in
     `moe_vision.losses.detection.detection_loss` it is weighted by the point's quality, summed over the batch, divided
-    by the sum of the qualities (at least 1) and multiplied by its gain (7.5).
+    by the sum of the qualities (at least 1; of all ranks' images) and multiplied by its gain (7.5).
 
     The masks of a few points exist at a time, in the forward and, computed again, in the backward.
 
@@ -54,9 +55,11 @@ def mask_loss(
         >>> mask_loss(torch.zeros(1, 1, 32), torch.zeros(1, 32, 2, 2), [target], assigned)  # 7.5 log 2
         tensor(5.1986)
     """
-    covered = torch.cat([_covered_pixels(target["masks"]) for target in targets])
-    boxes = torch.cat([target["boxes"] for target in targets])
-    loss = torch.zeros((), device=prototypes.device)
+    height, width = (CELL * side for side in prototypes.shape[2:])
+    nothing = {"boxes": prototypes.new_zeros(0, 4), "masks": prototypes.new_zeros(0, height, width)}
+    covered = torch.cat([_covered_pixels(target["masks"]) for target in (*targets, nothing)])
+    boxes = torch.cat([target["boxes"] for target in (*targets, nothing)])
+    loss = prototypes[:0].float().sum() + coefficients[:0].float().sum()  # 0, connected also without images
     for image, (mixed, bases) in enumerate(zip(coefficients.unbind(), prototypes.unbind(), strict=True)):
         chosen = assigned.images == image
         parts = (mixed[assigned.points[chosen]], assigned.objects[chosen], assigned.quality[chosen])
@@ -64,7 +67,7 @@ def mask_loss(
             loss = loss + checkpoint(
                 _weighted_loss, bases, covered, boxes, *part, use_reentrant=False, preserve_rng_state=False
             )
-    return MASK_GAIN * loss / assigned.total
+    return MASK_GAIN * loss / rank_divisor(assigned.quality.sum(), loss)
 
 
 def _covered_pixels(masks: Tensor) -> Tensor:

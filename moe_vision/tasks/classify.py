@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_vision.losses.balance import auxiliary_loss
+from moe_vision.losses.ranks import rank_divisor
 from moe_vision.models import YOLOMaster
 
 
@@ -25,7 +26,8 @@ def classify_loss(
     Shape:
         - logits: (B, num_classes)
         - labels: (B,) or (B, num_classes)
-        - Output: scalars ``class``, the mean cross-entropy, and ``balance`` (unless the network has no ES-MoE block)
+        - Output: scalars ``class``, the mean cross-entropy (in training under torch.distributed over all ranks'
+          images), and ``balance`` (unless the network has no ES-MoE block)
 
     Raises:
         ValueError: If the labels do not fit the logits, or ``label_smoothing`` is not in [0, 1].
@@ -41,7 +43,8 @@ def classify_loss(
     _check_labels(labels, *logits.shape)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    terms = {"class": F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)}
+    total = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+    terms = {"class": total / rank_divisor(total.new_tensor(len(labels)), total)}
     if model.config.placement != "none":
         terms["balance"] = auxiliary_loss(model, balance=balance)
     return terms

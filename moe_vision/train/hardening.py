@@ -61,6 +61,6 @@ class Hardening:
         gaps = [
             (layer.routing.weights - hard_top_k(layer.routing.logits, layer.gate.top_k)).abs().sum(dim=1).mean()
             for layer in self.layers
-            if layer.routing is not None
+            if layer.routing is not None and len(layer.routing.logits) > 0  # a rank may have no image
         ]
         return torch.stack(gaps).mean().item() if gaps else 0.0

@@ -48,7 +48,7 @@ def _classes(source: Any, settings: TrainSettings) -> SeededPipeline:
 def _loss_of_labels(
     model: YOLOMaster, logits: Tensor, targets: list[dict[str, Any]], *, balance: float
 ) -> dict[str, Tensor]:
-    labels = torch.tensor([target["label"] for target in targets], device=logits.device)
+    labels = torch.tensor([target["label"] for target in targets], dtype=torch.int64, device=logits.device)
     return classify_loss(model, logits, labels, balance=balance)
 
 

@@ -2,6 +2,7 @@
 """How often each expert is selected."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from moe_vision.layers import ESMoE
@@ -39,6 +40,12 @@ class ExpertUsage:
                 selected = layer.routing.indices.flatten()
                 counts = torch.bincount(selected, minlength=layer.routing.probs.shape[1])
                 self._counts[name] = self._counts.get(name, 0) + counts
+
+    def add_ranks(self) -> None:
+        """Add what the other ranks of a distributed run have counted; all of them call this."""
+        if dist.is_available() and dist.is_initialized():
+            for counts in self._counts.values():
+                dist.all_reduce(counts)
 
     def shares(self) -> dict[str, list[float]]:
         """Return for each layer, by its name, the share of all selections that each expert got; they sum to 1."""

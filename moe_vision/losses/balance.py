@@ -6,6 +6,7 @@ eqs 12-13 of arXiv 2512.23273, has no gradient with respect to an unselected exp
 stays starved. Axes: B images, E experts, K selected experts.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -16,11 +17,12 @@ from moe_vision._types import BalanceKind
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.esmoe import ESMoE
 from moe_vision.layers.routing import Routing
+from moe_vision.losses.ranks import spread_over_ranks
 
 BALANCE_KINDS: tuple[str, ...] = get_args(BalanceKind)
 
 
-def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch") -> Tensor:
+def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch", others: Sequence[Routing] = ()) -> Tensor:
     """Measure how unevenly a batch uses the experts of one layer.
 
     With P_i the mean probability of expert i over the batch and f_i the share of selections it got:
@@ -35,6 +37,8 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch") -> Tenso
     Args:
         routing: The record of a forward, ``layer.routing``.
         kind: ``switch``, ``mse`` or ``cv2``.
+        others: Records of the same layer for the other batches of a step that accumulates gradients. The loss is that
+            of all images of the step, and the mean of the gradients over its batches is the gradient of that loss.
 
     Shape:
         - Output: a scalar, fp32
@@ -50,9 +54,8 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch") -> Tenso
         tensor(1.)
     """
     check_choice("kind", kind, BALANCE_KINDS)
-    num_experts, top_k = routing.probs.shape[1], routing.indices.shape[1]
-    selected = torch.zeros_like(routing.probs).scatter(1, routing.indices, 1.0 / top_k)
-    probability, share = _global_mean(torch.cat([routing.probs, selected], dim=1)).chunk(2)
+    num_experts = routing.probs.shape[1]
+    probability, share = _global_mean(_usage(routing), [_usage(other) for other in others]).chunk(2)
     if kind == "switch":
         return num_experts * (share.detach() * probability).sum()
     # For an empty batch the mean is 0, which would count as imbalance.
@@ -60,13 +63,14 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch") -> Tenso
     return deviation.mean() if kind == "mse" else num_experts * deviation.sum()
 
 
-def router_z_loss(routing: Routing) -> Tensor:
+def router_z_loss(routing: Routing, others: Sequence[Routing] = ()) -> Tensor:
     """Keep the logits small: the mean squared logsumexp of the logits (eq. 5 of arXiv 2202.08906).
 
-    Reduced over ranks like `load_balancing_loss`.
+    Reduced over ranks and batches like `load_balancing_loss`.
 
     Args:
         routing: The record of a forward, ``layer.routing``.
+        others: Records of the same layer for the other batches of a step that accumulates gradients.
 
     Shape:
         - Output: a scalar >= 0, fp32; (log E)^2 for logits of 0
@@ -77,10 +81,17 @@ def router_z_loss(routing: Routing) -> Tensor:
         >>> router_z_loss(TopKGate(top_k=1)(torch.zeros(3, 4)))  # (log 4)^2
         tensor(1.9218)
     """
-    return _global_mean(routing.logits.logsumexp(dim=1, keepdim=True).square()).sum()
+    return _global_mean(_squared_scale(routing), [_squared_scale(other) for other in others]).sum()
 
 
-def auxiliary_loss(model: nn.Module, *, balance: float = 0.01, z: float = 0.0, kind: BalanceKind = "switch") -> Tensor:
+def auxiliary_loss(
+    model: nn.Module,
+    *,
+    balance: float = 0.01,
+    z: float = 0.0,
+    kind: BalanceKind = "switch",
+    others: Sequence[Mapping[str, Routing]] = (),
+) -> Tensor:
     """Sum the balance and z losses over every `ESMoE` of a model, to be added to the task's loss.
 
     It reads what the last forward recorded, so call it after the forward and before backward. Each layer counts once,
@@ -91,6 +102,8 @@ def auxiliary_loss(model: nn.Module, *, balance: float = 0.01, z: float = 0.0, k
         balance: Weight of `load_balancing_loss`; 0 leaves it out.
         z: Weight of `router_z_loss`; 0 leaves it out.
         kind: Kind of balance loss.
+        others: What `routing_records` gave of the other batches of a step that accumulates gradients, so that the loss
+            is that of all images of the step; the loss of each batch is then to be divided by the number of batches.
 
     Shape:
         - Output: a scalar, fp32
@@ -108,17 +121,40 @@ def auxiliary_loss(model: nn.Module, *, balance: float = 0.01, z: float = 0.0, k
         >>> loss.backward()
     """
     check_choice("kind", kind, BALANCE_KINDS)
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, ESMoE)]
+    records = routing_records(model)
+    total = next(iter(records.values())).probs.new_zeros(())
+    for name, routing in records.items():
+        rest = [other[name] for other in others]
+        if balance:
+            total = total + balance * load_balancing_loss(routing, kind, rest).to(total.device)
+        if z:
+            total = total + z * router_z_loss(routing, rest).to(total.device)
+    return total
+
+
+def routing_records(model: nn.Module) -> dict[str, Routing]:
+    """Return what the last forward recorded in every `ESMoE` of a model, by the name of the layer.
+
+    Args:
+        model: Any module that holds at least one `ESMoE`.
+
+    Raises:
+        ValueError: As `auxiliary_loss`.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from moe_vision import ESMoE
+        >>> from moe_vision.losses.balance import routing_records
+        >>> model = nn.Sequential(ESMoE(8), ESMoE(8))
+        >>> _ = model(torch.rand(4, 8, 6, 6))
+        >>> list(routing_records(model))
+        ['0', '1']
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
     if not layers:
         raise ValueError(f"model must hold at least one ESMoE, got a {type(model).__name__} without any")
-    records = [_record(name, layer) for name, layer in layers]
-    total = records[0].probs.new_zeros(())
-    for routing in records:
-        if balance:
-            total = total + balance * load_balancing_loss(routing, kind).to(total.device)
-        if z:
-            total = total + z * router_z_loss(routing).to(total.device)
-    return total
+    return {name: _record(name, layer) for name, layer in layers.items()}
 
 
 def _record(name: str, layer: ESMoE) -> Routing:
@@ -133,19 +169,35 @@ def _record(name: str, layer: ESMoE) -> Routing:
     return layer.routing
 
 
-def _global_mean(values: Tensor) -> Tensor:
-    """Average (B, D) over the images of all ranks to (D,), so that the mean of the ranks' gradients is right.
+def _usage(routing: Routing) -> Tensor:
+    """Return each image's probabilities and its shares of the selections, (B, 2 E)."""
+    selected = torch.zeros_like(routing.probs).scatter(1, routing.indices, 1.0 / routing.indices.shape[1])
+    return torch.cat([routing.probs, selected], dim=1)
 
-    The value is the mean over all images. The gradient of a rank's part is scaled by R B_r / sum B, which the
-    division by R in DistributedDataParallel turns into the whole batch's. Without a gradient (validation, where
-    ranks may not all take part) the ranks are not asked.
+
+def _squared_scale(routing: Routing) -> Tensor:
+    """Return each image's squared logsumexp of the logits, (B, 1)."""
+    return routing.logits.logsumexp(dim=1, keepdim=True).square()
+
+
+def _global_mean(values: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Average (B, D) over the images of all ranks, and of other batches, to (D,), for gradients that are averaged too.
+
+    The value is the mean over all images. Of n parts (the batches of a step on all ranks) the gradient of one with B
+    images is scaled by n B / sum B, which the mean over the parts turns into the whole step's.
     """
     batch = values.shape[0]
     local = values.sum(dim=0) / max(batch, 1)
-    if not (values.requires_grad and dist.is_available() and dist.is_initialized()):
+    spread = spread_over_ranks(values)
+    if not (spread or others):
         return local
-    packed = torch.cat([values.detach().sum(dim=0), values.new_full((1,), batch)])
-    dist.all_reduce(packed)
-    total = packed[-1].clamp(min=1)
-    scale = dist.get_world_size() * batch / total
-    return packed[:-1] / total + scale * (local - local.detach())
+    whole = torch.stack([_sum_and_count(part) for part in (values.detach(), *others)]).sum(dim=0)
+    if spread:
+        dist.all_reduce(whole)
+    total = whole[-1].clamp(min=1)
+    parts = (1 + len(others)) * (dist.get_world_size() if spread else 1)
+    return whole[:-1] / total + parts * batch / total * (local - local.detach())
+
+
+def _sum_and_count(values: Tensor) -> Tensor:
+    return torch.cat([values.sum(dim=0), values.new_full((1,), values.shape[0])])

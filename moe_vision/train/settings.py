@@ -18,7 +18,8 @@ class TrainSettings:
     Args:
         epochs: Passes over the training images.
         image_size: Side of the square images in pixels, a multiple of 32.
-        batch_size: Images a step and process.
+        batch_size: Images a forward and process.
+        accumulate: Forwards a step, whose gradients are averaged; the balance loss is that of all their images.
         optimizer: Name of one of timm's optimizers; ``sgd`` is with Nesterov momentum, as in the paper.
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay; not applied to norms and biases.
@@ -46,7 +47,8 @@ class TrainSettings:
 
     epochs: int = _setting(100, "passes over the training images")
     image_size: int = _setting(640, "side of the square images in pixels, a multiple of 32")
-    batch_size: int = _setting(8, "images a step and process")
+    batch_size: int = _setting(8, "images a forward and process")
+    accumulate: int = _setting(1, "forwards a step, whose gradients are averaged")
     optimizer: str = _setting("adamw", "name of one of timm's optimizers")
     lr: float = _setting(2e-3, "peak learning rate")
     weight_decay: float = _setting(0.05, "decoupled weight decay")
@@ -64,7 +66,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("epochs", "image_size", "batch_size", "eval_every"):
+        for name in ("epochs", "image_size", "batch_size", "accumulate", "eval_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "close_mosaic", "num_workers", "seed", "weight_decay", "balance"):
             self._require(name, getattr(self, name) >= 0, "at least 0")

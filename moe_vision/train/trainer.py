@@ -6,14 +6,18 @@ import json
 import sys
 import time
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
+from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -21,17 +25,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_vision.data import ClassificationSource, DetectionSource, build_loader
+from moe_vision.data.seeded import SeededPipeline
 from moe_vision.diagnostics import ExpertUsage
+from moe_vision.layers.routing import Routing
+from moe_vision.losses.balance import auxiliary_loss
 from moe_vision.models import YOLOMaster, save_checkpoint
+from moe_vision.train.accumulation import preview_routing, windows
 from moe_vision.train.environment import record_start
 from moe_vision.train.evaluation import evaluate
 from moe_vision.train.hardening import Hardening
+from moe_vision.train.norms import synchronize_norms
 from moe_vision.train.pictures import draw_run
 from moe_vision.train.progress import Countdown
 from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
 from moe_vision.train.settings import TrainSettings
+from moe_vision.train.sharding import shard_loader
 from moe_vision.train.tracking import ScalarWriter
+
+Batch = tuple[Tensor, list[dict[str, Any]]]
+LONGEST_EVALUATION = timedelta(hours=12)  # by the main process, while the others wait
 
 
 class Trainer:
@@ -39,6 +52,10 @@ class Trainer:
 
     One process or several, started by ``torchrun`` or ``accelerate launch``; optimizers, cosine schedule and moving
     average (EMA) of the weights from timm. What is evaluated and kept are the averaged weights.
+
+    Several processes make the steps that one process with their images together would make: they share its batches,
+    the statistics of the norms and the sums that losses are divided by. Steps of several batches (``accumulate``)
+    minimise the mean of the batches' losses, but the balance loss is that of all their images.
 
     The folder ``out`` receives ``settings.json``, ``config.json`` (the network's), ``environment.json``, ``log.jsonl``
     (a line an epoch: loss terms, learning rate, usage of the experts, the distance of their weights from hard ones,
@@ -91,19 +108,21 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         if resume:
             _check_settings(settings, self.out / "settings.json")
-        AcceleratorState._reset_state()  # it outlives a run, and would hold the next to the same precision
-        self.accelerator = Accelerator(mixed_precision=settings.precision)
+        # The state outlives a run, and would hold the next to the same precision; there is no public way to reset it.
+        AcceleratorState._reset_state()
+        patience = InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)
+        self.accelerator = Accelerator(mixed_precision=settings.precision, kwargs_handlers=[patience])
         self.recipe = RECIPES[model.config.task]
         self.hardening = Hardening(model, settings.soft, settings.epochs)
-        pipeline = self.recipe.pipeline(train_data, settings)
-        loader = build_loader(
-            pipeline, settings.batch_size, shuffle=True, num_workers=settings.num_workers, seed=settings.seed
-        )
+        self.loader = self._create_loader(self.recipe.pipeline(train_data, settings))
+        self.steps_per_epoch = ceil(len(self.loader) / settings.accumulate)
         model.image_size = settings.image_size
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
-        optimizer = _create_optimizer(model, settings)
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        if self.accelerator.num_processes > 1:
+            synchronize_norms(model, self.accelerator.device)
+        optimizer = _create_optimizer(model, settings)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.schedule, _ = create_scheduler_v2(
             optimizer,
             sched="cosine",
@@ -112,7 +131,7 @@ class Trainer:
             warmup_lr=settings.lr / 100,
             min_lr=settings.lr / 100,
             step_on_epochs=False,
-            updates_per_epoch=len(self.loader),
+            updates_per_epoch=self.steps_per_epoch,
         )
         self.step = 0
         self.best = -1.0
@@ -160,6 +179,16 @@ class Trainer:
         """Take over what `state_dict` gave."""
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
 
+    def _create_loader(self, pipeline: SeededPipeline) -> Any:
+        """Return a loader of this process's share of each batch, on its device."""
+        settings, rank, ranks = self.settings, self.accelerator.process_index, self.accelerator.num_processes
+        size, workers = settings.batch_size * ranks, settings.num_workers
+        loader = build_loader(pipeline, size, shuffle=True, num_workers=workers, seed=settings.seed)
+        loader = shard_loader(loader, rank, ranks, settings.image_size)
+        # Not by accelerator.prepare, which would fill up the last batch with images a second time.
+        device = self.accelerator.device
+        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         settings = self.settings
         self.loader.set_epoch(epoch)  # which tells the pipeline
@@ -169,30 +198,40 @@ class Trainer:
         sums: Counter[str] = Counter()
         skipped, gap = 0, 0.0
         bar = tqdm(
-            self.loader, desc=f"epoch {epoch + 1}/{settings.epochs}", disable=not self.accelerator.is_main_process
+            windows(self.loader, settings.accumulate),
+            desc=f"epoch {epoch + 1}/{settings.epochs}",
+            total=self.steps_per_epoch,
+            disable=not self.accelerator.is_main_process,
         )
-        for step, (images, targets) in enumerate(bar, 1):
-            terms, applied = self._train_step(images, targets)
-            usage.update()
-            gap += self.hardening.gap() if applied else 0.0
+        for step, window in enumerate(bar, 1):
+            terms, step_gap, applied = self._train_step(window, usage)
+            gap += step_gap if applied else 0.0
             skipped += not applied
-            sums.update({name: term.item() if applied else 0.0 for name, term in terms.items()})
-            shown = " ".join(f"{name} {term.item():.3f}" for name, term in terms.items())
-            bar.set_postfix_str(f"{shown}, {self.countdown.left(epoch + step / len(self.loader))}")
-        steps = len(self.loader) - skipped
-        losses = {name: total / steps if steps else None for name, total in sums.items()}
+            sums.update({name: term if applied else 0.0 for name, term in terms.items()})
+            shown = " ".join(f"{name} {term:.3f}" for name, term in terms.items())
+            bar.set_postfix_str(f"{shown}, {self.countdown.left(epoch + step / self.steps_per_epoch)}")
+        steps = self.steps_per_epoch - skipped
+        usage.add_ranks()
+        means = {name: total / steps if steps else None for name, total in self._mean_over_ranks(sums, gap).items()}
         lr = self.optimizer.param_groups[0]["lr"]
-        line = {"step": self.step, "lr": lr, "loss": losses, "skipped_steps": skipped, "experts": usage.shares()}
-        return {**line, "hard_gap": gap / steps if steps else None}
+        gap_mean = means.pop("hard_gap")
+        line = {"step": self.step, "lr": lr, "loss": means, "skipped_steps": skipped, "experts": usage.shares()}
+        return {**line, "hard_gap": gap_mean}
 
-    def _train_step(self, images: Tensor, targets: list[dict[str, Any]]) -> tuple[dict[str, Tensor], bool]:
-        """Make one step; a step whose gradient is not finite is left out. Return the loss terms and whether it was."""
+    def _mean_over_ranks(self, sums: Counter[str], gap: float) -> dict[str, float]:
+        """Average sums of loss terms, and the gap, over all processes."""
+        gathered = gather_object([{**sums, "hard_gap": gap}])
+        return {name: sum(rank[name] for rank in gathered) / len(gathered) for name in gathered[0]}
+
+    def _train_step(self, window: list[Batch], usage: ExpertUsage) -> tuple[dict[str, float], float, bool]:
+        """Make one step; a step whose gradient is not finite is left out.
+
+        Return the loss terms, the gap of the gates to hard ones, and whether the step was made.
+        """
         self.schedule.step_update(self.step)
         self.step += 1
         model = cast(YOLOMaster, self.accelerator.unwrap_model(self.model))
-        output = self.model(images.contiguous(memory_format=torch.channels_last))
-        terms = self.recipe.loss(model, output, targets, balance=self.settings.balance)
-        self.accelerator.backward(torch.stack(list(terms.values())).sum())
+        terms, gap = self._accumulate(model, window, usage)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         applied = bool(torch.isfinite(norm))  # the same on every rank: the gradients have been averaged
         if applied or self.accelerator.scaler is not None:  # fp16: the scaler leaves the step out, and learns from it
@@ -202,7 +241,31 @@ class Trainer:
         else:
             self._restore_statistics(model)
         self.optimizer.zero_grad()
-        return {name: term.detach() for name, term in terms.items()}, applied
+        return terms, gap, applied
+
+    def _accumulate(self, model: YOLOMaster, window: list[Batch], usage: ExpertUsage) -> tuple[dict[str, float], float]:
+        """Make the gradient of a step: the mean over its batches. Return the mean loss terms and gap."""
+        images = [images.contiguous(memory_format=torch.channels_last) for images, _ in window]
+        preview = self._preview(model, images)
+        sums, gap = Counter[str](), 0.0
+        for place, (_, targets) in enumerate(window):
+            last = place + 1 == len(window)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                output = self.model(images[place])
+                terms = self.recipe.loss(model, output, targets, balance=0.0 if preview else self.settings.balance)
+                if preview:
+                    others = preview[:place] + preview[place + 1 :]
+                    terms["balance"] = auxiliary_loss(model, balance=self.settings.balance, others=others)
+                self.accelerator.backward(torch.stack(list(terms.values())).sum() / len(window))
+            usage.update()
+            gap += self.hardening.gap() / len(window)
+            sums.update({name: term.item() / len(window) for name, term in terms.items()})
+        return dict(sums), gap
+
+    def _preview(self, model: YOLOMaster, images: list[Tensor]) -> list[dict[str, Routing]]:
+        """Return the routing of each batch, if the balance loss of each needs that of the others."""
+        alone = len(images) == 1 or self.settings.balance == 0 or model.config.placement == "none"
+        return [] if alone else preview_routing(model, self.model, images)
 
     def _restore_statistics(self, model: YOLOMaster) -> None:
         """Give the norms their averaged statistics, for the forward of a step left out has spoilt their own."""
@@ -274,7 +337,7 @@ def _check_settings(settings: TrainSettings, written: Path) -> None:
     """Raise ValueError if a run in the folder was started with other settings."""
     if not written.is_file():
         return
-    before = json.loads(written.read_text())
+    before = {**asdict(TrainSettings()), **json.loads(written.read_text())}  # it may be older than some setting
     for name, value in asdict(settings).items():
         if name != "num_workers" and before.get(name) != value:
             raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")

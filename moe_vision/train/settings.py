@@ -33,7 +33,7 @@ class TrainSettings:
         ema_decay: Decay of the moving average of the weights, approached during the first steps.
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load images.
-        precision: ``no`` (fp32), ``bf16`` or ``fp16``; routers stay in fp32.
+        precision: ``no`` (fp32), ``bf16`` or, on GPUs, ``fp16``; routers stay in fp32.
         seed: Seed of order and augmentation; ``moe-vision train`` seeds the weights with it too.
 
     Raises:

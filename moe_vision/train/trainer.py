@@ -73,8 +73,8 @@ class Trainer:
             a run that was never interrupted.
 
     Raises:
-        ValueError: If the network has another number of classes than the data, there are no images, or the run in
-            ``out`` has other settings.
+        ValueError: If the network has another number of classes than the data, there are no images, the device can not
+            train in this precision, or the run in ``out`` has other settings.
 
     Examples:
         >>> import tempfile
@@ -112,6 +112,8 @@ class Trainer:
         AcceleratorState._reset_state()
         patience = InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)
         self.accelerator = Accelerator(mixed_precision=settings.precision, kwargs_handlers=[patience])
+        if settings.precision == "fp16" and self.accelerator.device.type == "cpu":  # it would be ignored
+            raise ValueError("precision must be no or bf16 on the CPU, got 'fp16'")
         self.recipe = RECIPES[model.config.task]
         self.hardening = Hardening(model, settings.soft, settings.epochs)
         self.loader = self._create_loader(self.recipe.pipeline(train_data, settings))

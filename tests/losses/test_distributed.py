@@ -10,6 +10,7 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_vision import ESMoE, auxiliary_loss
+from moe_vision.losses.balance import routing_records
 from tests.strategies import make_images, make_layer
 
 LOSSES = {
@@ -19,6 +20,7 @@ LOSSES = {
     "z": {"balance": 0.0, "z": 1.0},
 }
 SHARDS = ((3, 5), (0, 4))
+BATCHES = ((2, 1), (1, 4))  # of a step of two batches, for each rank
 Result = tuple[Tensor, list[Tensor]]
 
 
@@ -27,7 +29,7 @@ def join(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
 
 
-def images_of(sizes: tuple[int, int]) -> Tensor:
+def images_of(sizes: tuple[int, ...]) -> Tensor:
     return make_images(sum(sizes), 4, 6, 5, dtype=torch.float64)
 
 
@@ -42,9 +44,43 @@ def all_losses(x: Tensor) -> dict[str, Result]:
     return results
 
 
+def accumulated_losses(batches: list[Tensor]) -> dict[str, Result]:
+    """Each loss of the last of several batches, and the mean gradient of all of them."""
+    results = {}
+    for name, settings in LOSSES.items():
+        layer = make_layer(expert="depthwise").double().train()
+        records = []
+        with torch.no_grad():
+            for x in batches:
+                layer(x)
+                records.append(routing_records(layer))
+        for place, x in enumerate(batches):
+            layer(x)
+            others = records[:place] + records[place + 1 :]
+            loss = auxiliary_loss(layer, **{"balance": 1.0, **settings}, others=others)
+            (loss / len(batches)).backward()
+        results[name] = (loss.detach(), [parameter.grad for parameter in layer.router.parameters()])
+    return results
+
+
+def assert_same_losses(some: dict[str, Result], expected: dict[str, Result]) -> None:
+    for name, (loss, gradients) in expected.items():
+        torch.testing.assert_close(some[name][0], loss, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(some[name][1], gradients, rtol=1e-10, atol=1e-12)
+        assert all(gradient.any() for gradient in gradients)
+
+
+def test_batches_of_a_step_give_the_loss_and_gradients_of_all_its_images() -> None:
+    for sizes in ((4, 4), (3, 5), (1, 5, 2)):
+        x = images_of(sizes)
+        assert_same_losses(accumulated_losses(list(x.split(sizes))), all_losses(x))
+
+
 def balance_rank(rank: int, folder: Path) -> None:
     join(rank, folder)
     results = {sizes: all_losses(images_of(sizes).split(sizes)[rank]) for sizes in SHARDS}
+    first, second = (images_of(BATCHES[rank]) + rank).split(BATCHES[rank])
+    results["batches"] = accumulated_losses([first, second])
     torch.save(results, folder / f"rank{rank}")
     dist.destroy_process_group()
 
@@ -61,6 +97,12 @@ def test_i43_shards_give_the_loss_and_gradients_of_the_whole_batch(tmp_path: Pat
             for one, other, expected in zip(first_gradients, second_gradients, gradients, strict=True):
                 assert expected.any()
                 torch.testing.assert_close((one + other) / 2, expected, **tolerance)
+    whole = all_losses(torch.cat([images_of(BATCHES[rank]) + rank for rank in range(2)]))
+    means = {
+        name: (loss, [(a + b) / 2 for a, b in zip(gradients, ranks[1]["batches"][name][1], strict=True)])
+        for name, (loss, gradients) in ranks[0]["batches"].items()
+    }
+    assert_same_losses(means, whole)
 
 
 def train_rank(rank: int, folder: Path) -> None:

@@ -7,10 +7,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Sampler
 
+from moe_vision.data import build_loader
 from moe_vision.data.loader import Batch
 from moe_vision.data.samples import Sample
+from moe_vision.data.seeded import SeededPipeline
+from moe_vision.train.settings import TrainSettings
+
+
+def create_loader(pipeline: SeededPipeline, settings: TrainSettings, accelerator: Accelerator) -> Any:
+    """Return a loader of this process's share of the batches of a run, on its device.
+
+    Args:
+        pipeline: Where the samples come from.
+        settings: Their ``batch_size`` is that of the share.
+        accelerator: It knows the processes.
+    """
+    size, workers = settings.batch_size * accelerator.num_processes, settings.num_workers
+    loader = build_loader(pipeline, size, shuffle=True, num_workers=workers, seed=settings.seed)
+    loader = shard_loader(loader, accelerator.process_index, accelerator.num_processes, settings.image_size)
+    # Not by accelerator.prepare, which would fill up the last batch with images a second time.
+    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
 
 
 class RankBatches(Sampler[list[int]]):

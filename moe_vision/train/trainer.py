@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -24,8 +23,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_vision.data import ClassificationSource, DetectionSource, build_loader
-from moe_vision.data.seeded import SeededPipeline
+from moe_vision.data import ClassificationSource, DetectionSource
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.layers.routing import Routing
 from moe_vision.losses.balance import auxiliary_loss
@@ -40,7 +38,7 @@ from moe_vision.train.progress import Countdown
 from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
 from moe_vision.train.settings import TrainSettings
-from moe_vision.train.sharding import shard_loader
+from moe_vision.train.sharding import create_loader
 from moe_vision.train.tracking import ScalarWriter
 
 Batch = tuple[Tensor, list[dict[str, Any]]]
@@ -116,7 +114,7 @@ class Trainer:
             raise ValueError("precision must be no or bf16 on the CPU, got 'fp16'")
         self.recipe = RECIPES[model.config.task]
         self.hardening = Hardening(model, settings.soft, settings.epochs)
-        self.loader = self._create_loader(self.recipe.pipeline(train_data, settings))
+        self.loader = create_loader(self.recipe.pipeline(train_data, settings), settings, self.accelerator)
         self.steps_per_epoch = ceil(len(self.loader) / settings.accumulate)
         model.image_size = settings.image_size
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
@@ -180,16 +178,6 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.step, self.best, self.metrics = state["step"], state["best"], state["metrics"]
-
-    def _create_loader(self, pipeline: SeededPipeline) -> Any:
-        """Return a loader of this process's share of each batch, on its device."""
-        settings, rank, ranks = self.settings, self.accelerator.process_index, self.accelerator.num_processes
-        size, workers = settings.batch_size * ranks, settings.num_workers
-        loader = build_loader(pipeline, size, shuffle=True, num_workers=workers, seed=settings.seed)
-        loader = shard_loader(loader, rank, ranks, settings.image_size)
-        # Not by accelerator.prepare, which would fill up the last batch with images a second time.
-        device = self.accelerator.device
-        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         settings = self.settings

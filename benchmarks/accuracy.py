@@ -92,7 +92,7 @@ TABLES = {
     "expert_init independent": Cell({"expert_init": "independent"}),
     "shared expert": Cell({"shared_expert": True}),
     "residual": Cell({"residual": True}),
-    "norms see routed images": Cell(settings={"sparse": True}),
+    "norms see routed images": Cell(settings={"dispatch": "grouped"}),
 }
 
 EXPERIMENTS = {

@@ -4,7 +4,9 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from moe_vision.layers.dispatch import DISPATCH_MODES
 from moe_vision.layers.gating import SOFT_MODES
+from moe_vision.losses.balance import BALANCE_KINDS
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -26,8 +28,11 @@ class TrainSettings:
         warmup_epochs: Epochs over which the learning rate rises to its peak; then it falls as a cosine.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
         balance: Weight of the experts' load-balancing loss.
+        balance_kind: Kind of that loss: ``switch``, ``mse`` or ``cv2``, see `moe_vision.load_balancing_loss`.
         soft: Weights of the experts in training: ``masked`` (the function of inference), ``relaxed`` (all take part,
             less and less, and in the last fifth of the epochs as ``masked``) or ``straight_through``.
+        dispatch: Executor of the experts in training: ``auto``, so that their norms see every image, or for instance
+            ``grouped``, which is faster, since an expert runs for the images that select it alone.
         mosaic: Probability of a mosaic of four images.
         close_mosaic: Last epochs without mosaic.
         ema_decay: Decay of the moving average of the weights, approached during the first steps.
@@ -55,7 +60,9 @@ class TrainSettings:
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")
     balance: float = _setting(0.05, "weight of the load-balancing loss")
+    balance_kind: str = _setting("switch", "kind of load-balancing loss: switch, mse or cv2")
     soft: str = _setting("masked", "weights of the experts in training: masked, relaxed or straight_through")
+    dispatch: str = _setting("auto", "executor of the experts in training: auto, dense, grouped, per_image or static")
     mosaic: float = _setting(1.0, "probability of a mosaic of four images")
     close_mosaic: int = _setting(10, "last epochs without mosaic")
     ema_decay: float = _setting(0.999, "decay of the moving average of the weights")
@@ -76,6 +83,8 @@ class TrainSettings:
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         self._require("image_size", self.image_size % 32 == 0, "a multiple of 32")
         self._require("soft", self.soft in SOFT_MODES, "masked, relaxed or straight_through")
+        self._require("balance_kind", self.balance_kind in BALANCE_KINDS, "switch, mse or cv2")
+        self._require("dispatch", self.dispatch in DISPATCH_MODES, f"one of {', '.join(DISPATCH_MODES)}")
         self._require("precision", self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

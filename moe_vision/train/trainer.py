@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop."""
 
-import difflib
 import json
 import sys
 import time
@@ -17,12 +16,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
+from moe_vision._types import BalanceKind
 from moe_vision.data import ClassificationSource, DetectionSource
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.layers.routing import Routing
@@ -34,6 +32,7 @@ from moe_vision.train.evaluation import evaluate
 from moe_vision.train.hardening import Hardening
 from moe_vision.train.norms import synchronize_norms
 from moe_vision.train.pictures import draw_run
+from moe_vision.train.preparation import check_classes, check_settings, create_optimizer, create_schedule, set_dispatch
 from moe_vision.train.progress import Countdown
 from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
@@ -98,14 +97,14 @@ class Trainer:
         *,
         resume: bool = False,
     ) -> None:
-        _check_classes(model, train_data, val_data)
+        check_classes(model, train_data, val_data)
         set_seed(settings.seed)
         self.settings = settings
         self.val_data = val_data
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
         if resume:
-            _check_settings(settings, self.out / "settings.json")
+            check_settings(settings, self.out / "settings.json")
         # The state outlives a run, and would hold the next to the same precision; there is no public way to reset it.
         AcceleratorState._reset_state()
         patience = InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)
@@ -119,20 +118,12 @@ class Trainer:
         model.image_size = settings.image_size
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
+        set_dispatch(model, settings)  # not of the averaged network, which is only evaluated
         if self.accelerator.num_processes > 1:
             synchronize_norms(model, self.accelerator.device)
-        optimizer = _create_optimizer(model, settings)
+        optimizer = create_optimizer(model, settings)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.schedule, _ = create_scheduler_v2(
-            optimizer,
-            sched="cosine",
-            num_epochs=settings.epochs,
-            warmup_epochs=min(settings.warmup_epochs, settings.epochs - 1),
-            warmup_lr=settings.lr / 100,
-            min_lr=settings.lr / 100,
-            step_on_epochs=False,
-            updates_per_epoch=self.steps_per_epoch,
-        )
+        self.schedule = create_schedule(optimizer, settings, self.steps_per_epoch)
         self.step = 0
         self.best = -1.0
         self.metrics: dict[str, Any] = {}
@@ -242,15 +233,19 @@ class Trainer:
             last = place + 1 == len(window)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(images[place])
-                terms = self.recipe.loss(model, output, targets, balance=0.0 if preview else self.settings.balance)
-                if preview:
-                    others = preview[:place] + preview[place + 1 :]
-                    terms["balance"] = auxiliary_loss(model, balance=self.settings.balance, others=others)
+                terms = self.recipe.loss(model, output, targets, balance=0.0)
+                if "balance" in terms:
+                    terms["balance"] = self._balance(model, others=preview[:place] + preview[place + 1 :])
                 self.accelerator.backward(torch.stack(list(terms.values())).sum() / len(window))
             usage.update()
             gap += self.hardening.gap() / len(window)
             sums.update({name: term.item() / len(window) for name, term in terms.items()})
         return dict(sums), gap
+
+    def _balance(self, model: YOLOMaster, others: list[dict[str, Routing]]) -> Tensor:
+        """Return the balance loss of the last batch, as a part of all batches of the step."""
+        kind = cast(BalanceKind, self.settings.balance_kind)
+        return auxiliary_loss(model, balance=self.settings.balance, kind=kind, others=others)
 
     def _preview(self, model: YOLOMaster, images: list[Tensor]) -> list[dict[str, Routing]]:
         """Return the routing of each batch, if the balance loss of each needs that of the others."""
@@ -300,34 +295,3 @@ class Trainer:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.scalars.write(line)
-
-
-def _create_optimizer(model: YOLOMaster, settings: TrainSettings) -> torch.optim.Optimizer:
-    if settings.optimizer not in list_optimizers():
-        nearest = difflib.get_close_matches(settings.optimizer, map(str, list_optimizers()), n=3)
-        hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-        raise ValueError(f"optimizer must be one of timm.optim.list_optimizers(), got {settings.optimizer!r}{hint}")
-    return create_optimizer_v2(model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
-
-
-def _check_classes(model: YOLOMaster, *sources: DetectionSource | ClassificationSource | None) -> None:
-    for source in sources:
-        if source is None:
-            continue
-        if len(source) == 0:
-            raise ValueError(f"data must hold at least one image, got an empty {type(source).__name__}")
-        if len(source.classes) != model.config.num_classes:
-            raise ValueError(
-                f"model must have as many classes as the data, {len(source.classes)} ({', '.join(source.classes)}), "
-                f"got num_classes={model.config.num_classes}"
-            )
-
-
-def _check_settings(settings: TrainSettings, written: Path) -> None:
-    """Raise ValueError if a run in the folder was started with other settings."""
-    if not written.is_file():
-        return
-    before = {**asdict(TrainSettings()), **json.loads(written.read_text())}  # it may be older than some setting
-    for name, value in asdict(settings).items():
-        if name != "num_workers" and before.get(name) != value:
-            raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")

@@ -25,6 +25,8 @@ from moe_vision.train import TrainSettings
         ("clip_norm", 0.0, "above 0"),
         ("mosaic", 1.5, r"in \[0, 1\]"),
         ("ema_decay", -0.5, r"in \[0, 1\]"),
+        ("balance_kind", "even", "switch, mse or cv2"),
+        ("dispatch", "sparse", "one of auto, dense, grouped, per_image, static"),
         ("precision", "fp8", "no, bf16 or fp16"),
     ],
 )

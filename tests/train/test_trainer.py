@@ -74,6 +74,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     return out, make_trainer(out).fit()
 
 
+def test_dispatch_and_balance_kind_reach_the_layers_and_the_loss(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, epochs=1, dispatch="grouped", balance_kind="mse")
+    experts = trainer.model.backbone.stage5.moe.experts
+    seen: list[int] = []
+    for expert in experts:
+        expert.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    trainer.fit()
+    # Three steps of two images, each of which runs 2 of 4 experts.
+    assert len(seen) == 3 * 4
+    assert sum(seen) == 3 * 2 * 2
+    assert trainer.ema.module.backbone.stage5.moe.dispatch == "auto"
+    # The mean square is at most (E - 1) / E^2 = 3 / 16 a block, far below the 1 that "switch" starts from.
+    assert read_log(tmp_path)[0]["loss"]["balance"] < 4 * 0.05 * 3 / 16
+
+
 def test_files(run: tuple[Path, dict[str, Any]]) -> None:
     out, _ = run
     assert files(out) == sorted(FILES)

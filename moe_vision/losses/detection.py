@@ -63,7 +63,7 @@ def detection_loss(
         >>> sorted(detection_loss(*maps, [target, empty]))
         ['box', 'class']
     """
-    assigned = assign_batch(boxes, scores, points, targets) if assigned is None else assigned
+    assigned = assign_batch(boxes, scores, points, targets, strides) if assigned is None else assigned
     rows, columns, quality = assigned.images, assigned.points, assigned.quality
     goal, labels = (torch.cat([target[name] for target in targets])[assigned.objects] for name in ("boxes", "labels"))
     scores, wanted = scores.float(), torch.zeros_like(scores, dtype=torch.float32)

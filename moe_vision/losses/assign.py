@@ -15,6 +15,7 @@ from torchvision.ops import complete_box_iou
 NEAREST = 10
 SCORE_POWER = 0.5
 IOU_POWER = 6.0
+LEAST_QUALITY = 0.1  # of an object between the points
 
 
 class Assignment(NamedTuple):
@@ -64,7 +65,11 @@ class BatchAssignment(NamedTuple):
 
 @torch.no_grad()
 def assign_batch(
-    boxes: Tensor, scores: Tensor, points: Tensor, targets: Sequence[Mapping[str, Tensor]]
+    boxes: Tensor,
+    scores: Tensor,
+    points: Tensor,
+    targets: Sequence[Mapping[str, Tensor]],
+    strides: Tensor | None = None,
 ) -> BatchAssignment:
     """Assign the anchor points of each image with `task_aligned_assign`, once for all terms of a loss.
 
@@ -73,6 +78,7 @@ def assign_batch(
         scores: Logits of the classes, (B, N, num_classes).
         points: Anchor points, (N, 2), in pixels.
         targets: For each image ``boxes`` (M, 4), xyxy in pixels, and ``labels`` (M,), int64 from 0; M may be 0.
+        strides: Stride of each anchor point, (N,), in pixels; the same for all if None.
 
     Shape:
         - Output: `BatchAssignment`; P = 0 if no image has an object
@@ -86,7 +92,7 @@ def assign_batch(
         tensor([1])
     """
     assigned = [
-        task_aligned_assign(image_scores, image_boxes, points, target["boxes"], target["labels"])
+        task_aligned_assign(image_scores, image_boxes, points, target["boxes"], target["labels"], strides)
         for image_scores, image_boxes, target in zip(scores.float().sigmoid(), boxes, targets, strict=True)
     ]
     assigned.append(_no_points(scores[:0].float()))  # a rank of a distributed run may have no image
@@ -103,7 +109,12 @@ def assign_batch(
 
 @torch.no_grad()
 def task_aligned_assign(
-    scores: Tensor, boxes: Tensor, points: Tensor, object_boxes: Tensor, object_labels: Tensor
+    scores: Tensor,
+    boxes: Tensor,
+    points: Tensor,
+    object_boxes: Tensor,
+    object_labels: Tensor,
+    strides: Tensor | None = None,
 ) -> Assignment:
     """Give each object the anchor points inside it whose predictions suit it best (TOOD, arXiv 2108.07755).
 
@@ -111,12 +122,17 @@ def task_aligned_assign(
     whose centre lies inside it; a point wanted by several objects goes to the one with the highest CIoU. The target
     of the class score is the alignment, scaled for each object so that its best point gets the object's best CIoU.
 
+    An object without any point inside, small or thin, takes one: of the points of the smallest stride that are left by
+    the other objects, the one nearest to its centre. Its target is the CIoU, and at least 0.1: boxes start far larger
+    than such an object, and without any weight would stay so.
+
     Args:
         scores: Predicted class scores, (N, num_classes), in [0, 1].
         boxes: Predicted boxes, (N, 4), xyxy in pixels.
         points: Anchor points, (N, 2), in pixels.
         object_boxes: Boxes of the objects, (M, 4), xyxy in pixels.
         object_labels: Classes of the objects, (M,), int64.
+        strides: Stride of each anchor point, (N,), in pixels; the same for all if None.
 
     Shape:
         - Output: `Assignment` of P <= N points; P = 0 for an image without objects
@@ -136,10 +152,17 @@ def task_aligned_assign(
     inside = _inside(points, object_boxes)
     best = alignment.masked_fill(~inside, -1.0).topk(min(NEAREST, points.shape[0]), dim=1).indices
     wanted = torch.zeros_like(inside).scatter(1, best, True) & inside
+    between = ~inside.any(dim=1)  # the objects between the points
+    free = ~wanted.any(dim=0)
+    if strides is not None:
+        free &= strides == strides.min()
+    wanted[between] = _nearest(points, object_boxes[between], free)
     owner = overlap.masked_fill(~wanted, -1.0).argmax(dim=0)  # (N,)
     chosen = wanted.any(dim=0).nonzero().squeeze(1)
     objects = owner[chosen]
-    return Assignment(chosen, objects, _quality(alignment[objects, chosen], overlap[objects, chosen], objects))
+    quality = _quality(alignment[objects, chosen], overlap[objects, chosen], objects)
+    alone = overlap[objects, chosen].clamp(min=LEAST_QUALITY)
+    return Assignment(chosen, objects, torch.where(between[objects], alone, quality))
 
 
 def _no_points(scores: Tensor) -> Assignment:
@@ -152,6 +175,14 @@ def _inside(points: Tensor, boxes: Tensor) -> Tensor:
     left_top = points[None] - boxes[:, None, :2]
     right_bottom = boxes[:, None, 2:] - points[None]
     return torch.cat([left_top, right_bottom], dim=-1).amin(dim=-1) > 0
+
+
+def _nearest(points: Tensor, boxes: Tensor, free: Tensor) -> Tensor:
+    """Tell which of the free points (N,) is nearest to the centre of which box (M, 4), as (M, N); none if none is."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    distance = (centres[:, None] - points).square().sum(dim=-1).masked_fill(~free, torch.inf)
+    nearest = torch.zeros_like(distance, dtype=torch.bool).scatter(1, distance.argmin(dim=1, keepdim=True), True)
+    return nearest & free
 
 
 def _quality(alignment: Tensor, overlap: Tensor, objects: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def detection_loss(
         >>> sorted(detection_loss(*maps, [target, empty]))
         ['box', 'class']
     """
-    assigned = assign_batch(boxes, scores, points, targets) if assigned is None else assigned
+    assigned = assign_batch(boxes, scores, points, targets, strides) if assigned is None else assigned
     rows, columns, quality = assigned.images, assigned.points, assigned.quality
     nothing = {"boxes": boxes.new_zeros(0, 4, dtype=torch.float32), "labels": rows.new_zeros(0)}
     goal, labels = (

@@ -47,7 +47,7 @@ def segment_loss(
     detection = maps.detection
     check_targets(targets, batch=detection.scores.shape[0], num_classes=detection.scores.shape[2])
     _check_masks(targets, CELL * maps.prototypes.shape[2], CELL * maps.prototypes.shape[3])
-    assigned = assign_batch(detection.boxes, detection.scores, detection.points, targets)
+    assigned = assign_batch(detection.boxes, detection.scores, detection.points, targets, detection.strides)
     terms = detection_loss(*detection, targets, dfl=model.config.dfl, assigned=assigned)
     terms["mask"] = mask_loss(maps.coefficients, maps.prototypes, targets, assigned)
     if model.config.placement != "none":

@@ -6,8 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from moe_vision.losses.assign import assign_batch, task_aligned_assign
+from moe_vision.losses.detection import detection_loss
+from moe_vision.models.anchors import anchor_points, decode_boxes
 
 # CIoU of [0, 0, 16, 16] with its upper half [0, 0, 16, 8]: IoU = 1/2; the centres are 4 apart and the diagonal of the
 # enclosing box is sqrt(512): -16/512; the shapes differ by v = 4/pi^2 (atan 1 - atan 2)^2 = 0.041956, weighted by
@@ -77,14 +80,76 @@ def test_predictions_far_from_the_object_still_answer_without_weight() -> None:
     assert assigned.quality.tolist() == [0.0]
 
 
-def test_no_objects_and_objects_between_the_points() -> None:
-    points = grid(4)
-    scores, boxes = torch.rand(16, 2), torch.rand(16, 4)
-    none = task_aligned_assign(scores, boxes, points, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    between = task_aligned_assign(scores, boxes, points, torch.tensor([[5.0, 5.0, 11.0, 11.0]]), torch.tensor([1]))
-    for assigned in (none, between):
-        assert [part.shape for part in assigned] == [(0,), (0,), (0,)]
-        assert assigned.points.dtype == assigned.objects.dtype == torch.int64
+def test_no_objects() -> None:
+    none = task_aligned_assign(
+        torch.rand(16, 2), torch.rand(16, 4), grid(4), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    )
+    assert [part.shape for part in none] == [(0,), (0,), (0,)]
+    assert none.points.dtype == none.objects.dtype == torch.int64
+
+
+def test_an_object_between_the_points_takes_the_nearest_of_the_finest_grid() -> None:
+    # Points at (4, 4), (12, 4), (4, 12), (12, 12) and, of stride 16, (8, 8).
+    points, strides = torch.cat([grid(2), grid(1, 16)]), torch.tensor([8.0] * 4 + [16.0])
+    # The first has its centre at (9.5, 10), nearest to (8, 8) and then to (12, 12).
+    objects = torch.tensor([[8.5, 9.0, 10.5, 11.0], [0.0, 5.0, 16.0, 7.0]])
+    boxes = torch.tensor([[0.0, 4.0, 16.0, 8.0]] * 5)
+    boxes[3] = torch.tensor([8.0, 8.0, 12.0, 12.0])
+    assigned = task_aligned_assign(torch.ones(5, 1), boxes, points, objects, torch.tensor([0, 0]), strides)
+    # The second, thin, has its centre at (8, 6), as near to (4, 4) as to (12, 4), and takes the first.
+    assert assigned.points.tolist() == [0, 3]
+    assert assigned.objects.tolist() == [1, 0]
+    # CIoU of the second with [0, 4, 16, 8], whose centre is its own: IoU 32 / 64, less
+    # v = 4/pi^2 (atan 8 - atan 4)^2 = 0.005897 weighted by v / (1 - IoU + v) = 0.011656: 0.499931.
+    # CIoU of the first with [8, 8, 12, 12]: IoU 4 / 16; the centres are 1/2 apart, the diagonal is sqrt(32):
+    # 0.25 - 1/128 = 0.242188.
+    assert assigned.quality.tolist() == pytest.approx([0.499931, 0.242188], abs=1e-6)
+    # If all are of one grid, (8, 8) is the nearest.
+    alone = task_aligned_assign(torch.ones(5, 1), boxes, points, objects[:1], torch.tensor([0]))
+    assert alone.points.tolist() == [4]
+
+
+def test_an_object_between_the_points_counts_a_tenth_however_far_its_prediction() -> None:
+    objects, boxes = torch.tensor([[5.0, 5.0, 11.0, 11.0]]), torch.tensor([[-56.0, -56.0, 64.0, 64.0]])
+    assigned = task_aligned_assign(torch.zeros(16, 2), boxes.expand(16, 4), grid(4), objects, torch.tensor([1]))
+    assert assigned.points.tolist() == [0]
+    # CIoU 36 / 120^2 = 0.0025, less (4 sqrt 2)^2 / (2 * 120^2) = 0.0011: 0.0014
+    assert assigned.quality.tolist() == pytest.approx([0.1])
+
+
+def test_an_object_between_the_points_takes_none_from_one_that_has_some_inside() -> None:
+    large, dot = torch.tensor([[1.0, 1.0, 7.0, 7.0]]), torch.tensor([[5.0, 5.0, 6.0, 6.0]])
+    # The dot's nearest point is (4, 4), the only one inside the large object: though it predicts the dot best, the dot
+    # takes the next, (12, 4).
+    boxes, labels = torch.tensor([[4.0, 4.0, 6.0, 6.0], *[[5.0, 5.0, 12.0, 6.0]] * 3]), torch.tensor([0, 0])
+    both = task_aligned_assign(torch.ones(4, 1), boxes, grid(2), torch.cat([large, dot]), labels)
+    alone = task_aligned_assign(torch.ones(4, 1), boxes, grid(2), large, labels[:1])
+    assert both.points.tolist() == [0, 1]
+    assert both.objects.tolist() == [0, 1]
+    assert both.quality[0] == alone.quality[0] > 0
+    # No point is left.
+    full = task_aligned_assign(torch.ones(1, 1), dot, grid(1), torch.cat([large, dot]), labels)
+    assert (full.points.tolist(), full.objects.tolist()) == ([0], [0])
+
+
+@pytest.mark.parametrize("box", [(5.0, 5.0, 7.0, 7.0), (22.5, 30.0, 25.5, 33.0), (5.0, 37.0, 58.0, 39.0)])
+def test_an_object_between_the_points_is_learnt(box: tuple[float, ...]) -> None:
+    points, strides = anchor_points([(8, 8), (4, 4), (2, 2)], torch.device("cpu"))
+    sides = torch.zeros(1, 84, 4, 16, requires_grad=True)  # boxes of 15 strides, as in an untrained network
+    scores = torch.full((1, 84, 1), -5.0, requires_grad=True)
+    target = {"boxes": torch.tensor([box]), "labels": torch.tensor([0])}
+    optimizer = torch.optim.Adam([sides, scores], lr=0.1)
+    for _ in range(400):
+        boxes = decode_boxes(sides, torch.arange(16.0), points, strides)
+        loss = sum(detection_loss(sides, boxes, scores, points, strides, [target]).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    best = scores[0, :, 0].argmax()
+    assert scores[0, best].sigmoid() > 0.2
+    # A box reaches from its point on, which lies at most 4 pixels from the object's centre in x and y.
+    assert (boxes[0, best] - torch.tensor(box)).abs().max() < 4
+    assert box_iou(boxes[0, best, None], target["boxes"]) > 0.2
 
 
 @given(seed=st.integers(0, 2**16), num_objects=st.integers(0, 30))
@@ -94,16 +159,25 @@ def test_rules_hold_for_any_predictions(seed: int, num_objects: int) -> None:
 
     def random_boxes(count: int) -> Tensor:
         corners = torch.rand(count, 2, 2, generator=generator).mul(64).sort(dim=1).values
+        corners[::3, 1] = corners[::3, 0] + 2  # and small ones
         return torch.cat([corners[:, 0], corners[:, 1] + 1], dim=1)
 
     objects, boxes = random_boxes(num_objects), random_boxes(64)
     labels = torch.randint(3, (num_objects,), generator=generator)
-    assigned = task_aligned_assign(torch.rand(64, 3, generator=generator), boxes, points, objects, labels)
+    scores = torch.rand(64, 3, generator=generator)
+    assigned = task_aligned_assign(scores, boxes, points, objects, labels)
     assert assigned.points.unique().numel() == assigned.points.numel()
     assert ((assigned.quality >= 0) & (assigned.quality <= 1)).all()
     assert (torch.bincount(assigned.objects, minlength=num_objects) <= 10).all()
-    owners, centres = objects[assigned.objects], points[assigned.points]
-    assert ((centres > owners[:, :2]) & (centres < owners[:, 2:])).all()
+    inside = ((points > objects[:, None, :2]) & (points < objects[:, None, 2:])).all(dim=2)
+    between = ~inside.any(dim=1)
+    assert (inside[assigned.objects, assigned.points] | between[assigned.objects]).all()
+    assert (torch.bincount(assigned.objects, minlength=num_objects)[between] <= 1).all()
+    # The objects between the points change nothing for the others.
+    others = task_aligned_assign(scores, boxes, points, objects[~between], labels[~between])
+    of_others = ~between[assigned.objects]
+    assert torch.equal(assigned.points[of_others], others.points)
+    assert torch.equal(assigned.quality[of_others], others.quality)
 
 
 def test_objects_of_a_batch_are_numbered_one_image_after_the_other() -> None:

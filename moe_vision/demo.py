@@ -46,7 +46,8 @@ def run_demo(
     settings = TrainSettings(
         epochs=epochs,
         image_size=IMAGE_SIZE,
-        lr=4e-3,  # twice the default: few steps on easy scenes
+        batch_size=8,
+        lr=4e-3,  # more than the default: few steps on easy scenes
         mosaic=0.0,
         warmup_epochs=1,
         eval_every=2,

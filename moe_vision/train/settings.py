@@ -47,15 +47,15 @@ class TrainSettings:
     Examples:
         >>> from moe_vision.train import TrainSettings
         >>> TrainSettings(epochs=50, image_size=320).batch_size
-        8
+        4
     """
 
     epochs: int = _setting(100, "passes over the training images")
     image_size: int = _setting(640, "side of the square images in pixels, a multiple of 32")
-    batch_size: int = _setting(8, "images a forward and process")
+    batch_size: int = _setting(4, "images a forward and process")
     accumulate: int = _setting(1, "forwards a step, whose gradients are averaged")
     optimizer: str = _setting("adamw", "name of one of timm's optimizers")
-    lr: float = _setting(2e-3, "peak learning rate")
+    lr: float = _setting(1.5e-3, "peak learning rate")
     weight_decay: float = _setting(0.05, "decoupled weight decay")
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")

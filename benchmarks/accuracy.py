@@ -27,10 +27,10 @@ from measure import merge_row
 from safetensors.torch import save_file
 from torch import Tensor
 
-from moe_vision import ESMoE, YOLOMaster, create_model
+from moe_vision import ESMoE, create_model
 from moe_vision.data import open_dataset
 from moe_vision.layers import Routing
-from moe_vision.models import load_checkpoint
+from moe_vision.models import YOLOMaster, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings, evaluate
 
 Changes = dict[str, Any]

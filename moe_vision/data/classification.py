@@ -5,24 +5,37 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from moe_vision.data.samples import ClassificationSource, Sample
-from moe_vision.data.seeded import SeededPipeline
-from moe_vision.data.transforms import Transform, classify_transform
+from moe_vision.data.samples import ClassificationSource, Sample, Target
+from moe_vision.data.seeded import Batch, SeededPipeline
+from moe_vision.data.transforms import Transform, classify_train_transform, classify_transform
 
 
 class ClassificationPipeline(SeededPipeline):
     """The centre of each image for evaluation, or a random crop, flipped, changed and partly erased, for training.
 
-    A sample depends on (seed, epoch, index) alone, so any number of loader workers gives the same samples.
+    A sample depends on (seed, epoch, index) alone, and what `build_loader` makes of a batch on the indices of its
+    images, so any number of loader workers gives the same.
 
     Args:
         source: Data set of images and labels, such as `ClassFolders`.
         image_size: Side of the square images in pixels.
         augment: Augment (training) or only resize and crop (evaluation).
+        hflip: Probability of a left-right flip.
+        vflip: Probability of an upside-down flip.
+        auto_augment: Random changes of colour and shape: ``trivial`` (TrivialAugment, arXiv:2103.10158), ``rand``
+            (RandAugment, arXiv:1909.13719) or ``none``.
+        erasing: Probability of erasing a rectangle (arXiv:1708.04896).
+        mixup: Blend the images of a batch (arXiv:1710.09412) by a ratio from Beta(mixup, mixup); 0 is off.
+        cutmix: Swap rectangles between the images of a batch (arXiv:1905.04899), of a share of their area from
+            Beta(cutmix, cutmix); 0 is off. Of mixup and cutmix together each batch sees one, by chance.
         seed: Seed of the augmentation.
 
     Shape:
-        - Output: image (3, image_size, image_size), float32 in [0, 1], and ``{"label": int, "image_id": int}``
+        - Output: image (3, image_size, image_size), float32 in [0, 1], and ``{"label": int, "image_id": int}``; in a
+          batch with mixup or cutmix ``label`` is the share of each class, (num_classes,), float32
+
+    Raises:
+        ValueError: If ``auto_augment`` is none of these.
 
     Examples:
         >>> import torch
@@ -38,10 +51,32 @@ class ClassificationPipeline(SeededPipeline):
         (torch.Size([3, 32, 32]), {'label': 0, 'image_id': 0})
     """
 
-    def __init__(self, source: ClassificationSource, image_size: int, *, augment: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: ClassificationSource,
+        image_size: int,
+        *,
+        augment: bool = False,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        auto_augment: str = "trivial",
+        erasing: float = 0.25,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__(seed)
         self.source = source
-        self.transform = _train_transform(image_size) if augment else classify_transform(image_size)
+        self.mixings: list[Transform] = []
+        if not augment:
+            self.transform = classify_transform(image_size)
+            return
+        self.transform = classify_train_transform(
+            image_size, hflip=hflip, vflip=vflip, auto_augment=auto_augment, erasing=erasing
+        )
+        for mixing, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)):
+            if alpha > 0:
+                self.mixings.append(mixing(alpha=alpha, num_classes=len(source.classes)))
 
     def __len__(self) -> int:
         return len(self.source)
@@ -52,13 +87,13 @@ class ClassificationPipeline(SeededPipeline):
         image = self.transform(image.as_subclass(Tensor))
         return image.contiguous(), {"label": target["label"], "image_id": index}
 
-
-def _train_transform(size: int) -> Transform:
-    steps = [
-        v2.RandomResizedCrop(size, scale=(0.25, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.TrivialAugmentWide(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.RandomErasing(0.25),
-    ]
-    return v2.Compose(steps)  # type: ignore[no-any-return]
+    def mix(self, images: Tensor, targets: list[Target]) -> Batch:
+        """Mix the images of a batch and their labels, by random numbers of (seed, epoch, indices of its images)."""
+        if not self.mixings:
+            return images, targets
+        indices = [target["image_id"] for target in targets]
+        labels = torch.tensor([target["label"] for target in targets])
+        # The number of images sets a batch of one apart from its image, whose random numbers have been used.
+        with self.random_numbers_of(*indices, len(indices)):
+            images, shares = v2.RandomChoice(self.mixings)(images, labels)
+        return images, [{**target, "label": share} for target, share in zip(targets, shares, strict=True)]

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a data set of classified images to what a classifier trains on."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from moe_vision.data.samples import ClassificationSource, Sample, Target
-from moe_vision.data.seeded import Batch, SeededPipeline
+from moe_vision.data.samples import ClassificationSource, Sample
+from moe_vision.data.seeded import SeededPipeline
 from moe_vision.data.transforms import Transform, classify_train_transform, classify_transform
 
 
 class ClassificationPipeline(SeededPipeline):
     """The centre of each image for evaluation, or a random crop, flipped, changed and partly erased, for training.
 
-    A sample depends on (seed, epoch, index) alone, and what `build_loader` makes of a batch on the indices of its
-    images, so any number of loader workers gives the same.
+    A sample depends on (seed, epoch, index) alone, so any number of loader workers gives the same samples. Mixup and
+    cutmix mix it with another image of the data set, not of its batch, which depends on more than that.
 
     Args:
         source: Data set of images and labels, such as `ClassFolders`.
@@ -25,14 +27,14 @@ class ClassificationPipeline(SeededPipeline):
         auto_augment: Random changes of colour and shape: ``trivial`` (TrivialAugment, arXiv:2103.10158), ``rand``
             (RandAugment, arXiv:1909.13719) or ``none``.
         erasing: Probability of erasing a rectangle (arXiv:1708.04896).
-        mixup: Blend the images of a batch (arXiv:1710.09412) by a ratio from Beta(mixup, mixup); 0 is off.
-        cutmix: Swap rectangles between the images of a batch (arXiv:1905.04899), of a share of their area from
-            Beta(cutmix, cutmix); 0 is off. Of mixup and cutmix together each batch sees one, by chance.
+        mixup: Blend each image with another (arXiv:1710.09412) by a ratio from Beta(mixup, mixup); 0 is off.
+        cutmix: Fill a rectangle of each image from another (arXiv:1905.04899), of a share of the area from
+            Beta(cutmix, cutmix); 0 is off. With both mixup and cutmix each image sees one of them, by chance.
         seed: Seed of the augmentation.
 
     Shape:
-        - Output: image (3, image_size, image_size), float32 in [0, 1], and ``{"label": int, "image_id": int}``; in a
-          batch with mixup or cutmix ``label`` is the share of each class, (num_classes,), float32
+        - Output: image (3, image_size, image_size), float32 in [0, 1], and ``{"label": int, "image_id": int}``;
+          with mixup or cutmix ``label`` is the share of each class, (num_classes,), float32
 
     Raises:
         ValueError: If ``auto_augment`` is none of these.
@@ -82,18 +84,14 @@ class ClassificationPipeline(SeededPipeline):
         return len(self.source)
 
     def sample(self, index: int) -> Sample:
-        """Make the sample of one image."""
-        image, target = self.source[index]
-        image = self.transform(image.as_subclass(Tensor))
-        return image.contiguous(), {"label": target["label"], "image_id": index}
+        """Make the sample of one image, or of two."""
+        image, label = self._transformed(index)
+        if self.mixings:
+            other, other_label = self._transformed(int(torch.randint(len(self.source), ())))
+            pair, labels = torch.stack([image, other]), torch.tensor([label, other_label])
+            (image, _), (label, _) = v2.RandomChoice(self.mixings)(pair, labels)
+        return image.contiguous(), {"label": label, "image_id": index}
 
-    def mix(self, images: Tensor, targets: list[Target]) -> Batch:
-        """Mix the images of a batch and their labels, by random numbers of (seed, epoch, indices of its images)."""
-        if not self.mixings:
-            return images, targets
-        indices = [target["image_id"] for target in targets]
-        labels = torch.tensor([target["label"] for target in targets])
-        # The number of images sets a batch of one apart from its image, whose random numbers have been used.
-        with self.random_numbers_of(*indices, len(indices)):
-            images, shares = v2.RandomChoice(self.mixings)(images, labels)
-        return images, [{**target, "label": share} for target, share in zip(targets, shares, strict=True)]
+    def _transformed(self, index: int) -> tuple[Tensor, Any]:
+        image, target = self.source[index]
+        return self.transform(image.as_subclass(Tensor)), target["label"]

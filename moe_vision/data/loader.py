@@ -2,13 +2,15 @@
 """Batches of samples: images stacked, targets in a list, an order that depends on seed and epoch alone."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from moe_vision.data.samples import Sample
-from moe_vision.data.seeded import Batch, SeededPipeline, derive_seed
+from moe_vision.data.samples import Sample, Target
+from moe_vision.data.seeded import SeededPipeline, derive_seed
+
+Batch = tuple[Tensor, list[Target]]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -74,14 +76,10 @@ def build_loader(
         batch_size=batch_size,
         sampler=EpochShuffle(pipeline, seed) if shuffle else None,
         num_workers=num_workers,
-        collate_fn=partial(_collate_and_mix, pipeline),
+        collate_fn=collate,
         drop_last=drop_last,
         # Workers hold a copy of the pipeline. They start anew each epoch, so that set_epoch reaches them.
         persistent_workers=False,
         # The loader draws a seed for its workers; without a generator of its own it would move the global one.
         generator=torch.Generator().manual_seed(seed),
     )
-
-
-def _collate_and_mix(pipeline: SeededPipeline, samples: Sequence[Sample]) -> Batch:
-    return pipeline.mix(*collate(samples))

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples and batches that depend on a seed, an epoch and indices alone, however many workers prepare them."""
+"""Samples that depend on a seed, an epoch and an index alone, however many workers prepare them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from moe_vision.data.samples import Sample, Target
-
-Batch = tuple[Tensor, list[Target]]
+from moe_vision.data.samples import Sample
 
 
 def derive_seed(*numbers: int) -> int:
@@ -42,18 +37,8 @@ class SeededPipeline(Dataset[Sample], ABC):
         """Start another epoch: other random numbers."""
         self.epoch = epoch
 
-    def mix(self, images: Tensor, targets: list[Target]) -> Batch:
-        """Change a batch as a whole; here it stays as it is."""
-        return images, targets
-
     def __getitem__(self, index: int) -> Sample:
-        with self.random_numbers_of(index):
-            return self.sample(index)
-
-    @contextmanager
-    def random_numbers_of(self, *numbers: int) -> Iterator[None]:
-        """Let torch draw the random numbers of (seed, epoch, numbers)."""
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would also reseed the GPUs, and those are not forked here.
-            torch.default_generator.manual_seed(derive_seed(self.seed, self.epoch, *numbers))
-            yield
+            torch.default_generator.manual_seed(derive_seed(self.seed, self.epoch, index))
+            return self.sample(index)

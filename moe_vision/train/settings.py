@@ -36,7 +36,7 @@ class TrainSettings:
         mosaic: To detect and segment: probability of a mosaic of four images, else of one, scaled at random.
         close_mosaic: Last epochs without mosaic and mixup.
         mixup: To detect and segment: probability of a blend of two pictures, see `moe_vision.data.mixup`; to classify:
-            alpha, in [0, 1], of the Beta distribution from which a batch's ratio of blending comes, 0 for none.
+            alpha, in [0, 1], of the Beta distribution from which the ratio of a blend comes, 0 for none.
         copy_paste: To segment: probability of pasting objects of another image, see `moe_vision.data.copy_paste`.
         rotate: To detect and segment: largest rotation in degrees, in [0, 180].
         shear: To detect and segment: largest shear in degrees, in [0, 45].
@@ -44,7 +44,7 @@ class TrainSettings:
         vflip: Probability of an upside-down flip; for images without a natural upright, such as microscopy.
         auto_augment: To classify: ``trivial`` (TrivialAugment), ``rand`` (RandAugment) or ``none``.
         erasing: To classify: probability of erasing a rectangle.
-        cutmix: To classify: alpha of the Beta distribution of areas swapped between images, 0 for none.
+        cutmix: To classify: alpha, in [0, 1], of the Beta distribution of the area filled from another image, or 0.
         ema_decay: Decay of the moving average of the weights, approached during the first steps.
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load images.
@@ -83,7 +83,7 @@ class TrainSettings:
     vflip: float = _setting(0.0, "probability of an upside-down flip")
     auto_augment: str = _setting("trivial", "classify: changes of colour and shape: trivial, rand or none")
     erasing: float = _setting(0.25, "classify: probability of erasing a rectangle")
-    cutmix: float = _setting(0.0, "classify: alpha of the Beta of the areas swapped between images, or 0")
+    cutmix: float = _setting(0.0, "classify: alpha of the Beta of the area filled from another image, or 0")
     ema_decay: float = _setting(0.999, "decay of the moving average of the weights")
     eval_every: int = _setting(1, "epochs between evaluations")
     num_workers: int = _setting(2, "processes that load images")

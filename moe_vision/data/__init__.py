@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers, transforms, augmentation and loading of images with their objects, and scenes for trying things offline."""
 
+from moe_vision.data.affine import random_affine
 from moe_vision.data.classification import ClassificationPipeline
+from moe_vision.data.copy_paste import copy_paste
 from moe_vision.data.images import read_image
 from moe_vision.data.inputs import ImageLike, to_image
 from moe_vision.data.letterbox import Letterbox, LetterboxGeometry, letterbox_geometry, undo_letterbox
 from moe_vision.data.loader import build_loader, collate
+from moe_vision.data.mixup import mixup
 from moe_vision.data.mosaic import mosaic, scale_jitter
 from moe_vision.data.opening import open_dataset
 from moe_vision.data.pipeline import DetectionPipeline
@@ -41,12 +44,15 @@ __all__ = [
     "YOLODetection",
     "build_loader",
     "collate",
+    "copy_paste",
     "describe",
     "eval_transform",
     "format_description",
     "letterbox_geometry",
+    "mixup",
     "mosaic",
     "open_dataset",
+    "random_affine",
     "read_image",
     "scale_jitter",
     "to_image",

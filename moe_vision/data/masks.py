@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks on another grid: resized by the nearest pixel, whole or only the part that is needed."""
+"""Masks on another grid, resized by the nearest pixel, whole or only the part that is needed; and their boxes."""
 
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 
 def resize_masks(masks: Tensor, height: int, width: int) -> Tensor:
@@ -30,6 +31,20 @@ def resize_crop(masks: Tensor, height: int, width: int, rows: tuple[int, int], c
     """
     y, x = _nearest(masks.shape[-2], height, rows), _nearest(masks.shape[-1], width, columns)
     return masks.index_select(-2, y).index_select(-1, x)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Return the boxes around masks, none of them empty, from the left of the first pixel to the right of the last.
+
+    Shape:
+        - masks: (N, H, W)
+        - Output: (N, 4), xyxy
+
+    Examples:
+        >>> mask_boxes(torch.tensor([[[0, 1, 1, 0], [0, 0, 1, 0]]]))
+        tensor([[1., 0., 3., 2.]])
+    """
+    return masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])  # type: ignore[no-any-return]
 
 
 def _nearest(old: int, new: int, span: tuple[int, int]) -> Tensor:

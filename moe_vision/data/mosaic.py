@@ -98,7 +98,7 @@ def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> Target:
 
     scale = torch.tensor([new_width / width, new_height / height] * 2)
     boxes = target["boxes"].as_subclass(Tensor) * scale + torch.tensor([x, y, x, y])
-    boxes, visible = _clip(boxes, cell)
+    boxes, visible = clip_boxes(boxes, cell)
     objects = {"boxes": boxes[visible], "labels": target["labels"][visible]}
     if "masks" not in target:
         return objects
@@ -109,7 +109,7 @@ def _paste(canvas: Tensor, sample: Sample, cell: Cell) -> Target:
     return {key: values[left_over] for key, values in {**objects, "masks": masks}.items()}
 
 
-def _clip(boxes: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
+def clip_boxes(boxes: Tensor, cell: Cell) -> tuple[Tensor, Tensor]:
     """Clip boxes to a cell; return them and which of them are still visible enough to learn from."""
     low, high = torch.tensor([*cell[:2], *cell[:2]]), torch.tensor([*cell[2:], *cell[2:]])
     clipped = torch.minimum(torch.maximum(boxes, low), high)

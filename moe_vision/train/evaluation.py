@@ -17,6 +17,7 @@ from moe_vision.data import (
     ClassificationSource,
     DetectionSource,
     Sample,
+    Target,
     collate,
     eval_transform,
 )
@@ -45,7 +46,7 @@ def evaluate(
     """Predict on every image and compare with what is known of it, in pixels of the original images.
 
     Boxes with a score above 0.001 count, at most 300 an image after suppression at an IoU of 0.7. Their metrics are
-    those of COCO, by faster-coco-eval.
+    those of COCO, by faster-coco-eval; where the source has `crowd_regions`, detections inside them are no mistakes.
 
     Args:
         model: The network; it is put into eval mode and left there.
@@ -158,10 +159,16 @@ class _LetterboxedImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         image, target = self.source[index]
+        truth = {**self._objects(target), "size": tuple(image.shape[-2:])}
+        if hasattr(self.source, "crowd_regions"):
+            truth["crowds"] = self._objects(self.source.crowd_regions(index))
+        return self.transform(image).as_subclass(Tensor), truth
+
+    def _objects(self, target: Target) -> dict[str, Any]:
         objects = {"boxes": target["boxes"].as_subclass(Tensor), "labels": target["labels"]}
         if self.masks:
             objects["rles"] = [_encode(mask) for mask in target["masks"].as_subclass(Tensor)]
-        return self.transform(image).as_subclass(Tensor), {**objects, "size": tuple(image.shape[-2:])}
+        return objects
 
 
 def _encode(mask: Tensor) -> dict[str, Any]:

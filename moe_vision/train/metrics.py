@@ -21,7 +21,7 @@ def coco_metrics(
 
     Args:
         truths: For each image ``boxes`` (M, 4), xyxy in pixels, ``labels`` (M,) and, for masks, ``rles``: M run lengths
-            as COCO writes them.
+            as COCO writes them. Perhaps also ``crowds``: the same of regions in which a detection is no mistake.
         found: For each image ``boxes`` (D, 4), ``scores`` (D,), ``labels`` (D,) and, for masks, ``rles``.
         classes: Names of the classes.
         masks: Compare the masks, not the boxes.
@@ -146,7 +146,7 @@ def _coco_evaluation(
     """Run COCO's evaluation, or return None where there is nothing to evaluate."""
     names = [{"id": label, "name": name} for label, name in enumerate(classes)]
     images = [
-        {"id": image, **_size(truth, detected)}
+        {"id": image, **_size(truth, truth.get("crowds", {}), detected)}
         for image, (truth, detected) in enumerate(zip(truths, found, strict=True))
     ]
     known = COCO({"images": images, "annotations": _annotations(truths, masks), "categories": names})
@@ -183,16 +183,25 @@ def _size(*of_image: dict[str, Any]) -> dict[str, int]:
     return {}
 
 
-def _annotations(objects: list[dict[str, Any]], masks: bool) -> list[dict[str, Any]]:
-    """Write objects as COCO does, with a mask or with a box: its corner, width and height."""
-    annotations: list[dict[str, Any]] = []
-    for image, target in enumerate(objects):
-        shapes = map(_mask, target["rles"]) if masks else map(_box, target["boxes"].tolist())
-        scores = target.get("scores", torch.ones(len(target["labels"]))).tolist()
-        for shape, score, label in zip(shapes, scores, target["labels"].tolist(), strict=True):
-            place = {"id": len(annotations) + 1, "image_id": image, "category_id": label}
-            annotations.append({**place, **shape, "iscrowd": 0, "score": score})
-    return annotations
+def _annotations(images: list[dict[str, Any]], masks: bool) -> list[dict[str, Any]]:
+    """Write the objects and crowd regions of images as COCO does."""
+    entries = []
+    for image, target in enumerate(images):
+        entries += [{"image_id": image, "iscrowd": 0, **entry} for entry in _entries(target, masks)]
+        if "crowds" in target:
+            entries += [{"image_id": image, "iscrowd": 1, **entry} for entry in _entries(target["crowds"], masks)]
+    return [{"id": number, **entry} for number, entry in enumerate(entries, start=1)]
+
+
+def _entries(objects: dict[str, Any], masks: bool) -> list[dict[str, Any]]:
+    """Write each object with a mask or with a box: its corner, width and height."""
+    shapes = map(_mask, objects["rles"]) if masks else map(_box, objects["boxes"].tolist())
+    labels = objects["labels"].tolist()
+    scores = objects.get("scores", torch.ones(len(labels))).tolist()
+    return [
+        {**shape, "category_id": label, "score": score}
+        for shape, label, score in zip(shapes, labels, scores, strict=True)
+    ]
 
 
 def _box(corners: list[float]) -> dict[str, Any]:

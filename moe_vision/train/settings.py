@@ -33,8 +33,18 @@ class TrainSettings:
             less and less, and in the last fifth of the epochs as ``masked``) or ``straight_through``.
         dispatch: Executor of the experts in training: ``auto``, so that their norms see every image, or for instance
             ``grouped``, which is faster, since an expert runs for the images that select it alone.
-        mosaic: Probability of a mosaic of four images.
-        close_mosaic: Last epochs without mosaic.
+        mosaic: To detect and segment: probability of a mosaic of four images, else of one, scaled at random.
+        close_mosaic: Last epochs without mosaic and mixup.
+        mixup: To detect and segment: probability of a blend of two pictures, see `moe_vision.data.mixup`; to classify:
+            alpha, in [0, 1], of the Beta distribution from which the ratio of a blend comes, 0 for none.
+        copy_paste: To segment: probability of pasting objects of another image, see `moe_vision.data.copy_paste`.
+        rotate: To detect and segment: largest rotation in degrees, in [0, 180].
+        shear: To detect and segment: largest shear in degrees, in [0, 45].
+        hflip: Probability of a left-right flip.
+        vflip: Probability of an upside-down flip; for images without a natural upright, such as microscopy.
+        auto_augment: To classify: ``trivial`` (TrivialAugment), ``rand`` (RandAugment) or ``none``.
+        erasing: To classify: probability of erasing a rectangle.
+        cutmix: To classify: alpha, in [0, 1], of the Beta distribution of the area filled from another image, or 0.
         ema_decay: Decay of the moving average of the weights, approached during the first steps.
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load images.
@@ -63,8 +73,17 @@ class TrainSettings:
     balance_kind: str = _setting("switch", "kind of load-balancing loss: switch, mse or cv2")
     soft: str = _setting("masked", "weights of the experts in training: masked, relaxed or straight_through")
     dispatch: str = _setting("auto", "executor of the experts in training: auto, dense, grouped, per_image or static")
-    mosaic: float = _setting(1.0, "probability of a mosaic of four images")
-    close_mosaic: int = _setting(10, "last epochs without mosaic")
+    mosaic: float = _setting(1.0, "detect, segment: probability of a mosaic of four images")
+    close_mosaic: int = _setting(10, "detect, segment: last epochs without mosaic and mixup")
+    mixup: float = _setting(0.0, "detect, segment: probability of a blend of two; classify: its Beta's alpha, or 0")
+    copy_paste: float = _setting(0.0, "segment: probability of pasting objects of another image")
+    rotate: float = _setting(0.0, "detect, segment: largest rotation in degrees, at most 180")
+    shear: float = _setting(0.0, "detect, segment: largest shear in degrees, at most 45")
+    hflip: float = _setting(0.5, "probability of a left-right flip")
+    vflip: float = _setting(0.0, "probability of an upside-down flip")
+    auto_augment: str = _setting("trivial", "classify: changes of colour and shape: trivial, rand or none")
+    erasing: float = _setting(0.25, "classify: probability of erasing a rectangle")
+    cutmix: float = _setting(0.0, "classify: alpha of the Beta of the area filled from another image, or 0")
     ema_decay: float = _setting(0.999, "decay of the moving average of the weights")
     eval_every: int = _setting(1, "epochs between evaluations")
     num_workers: int = _setting(2, "processes that load images")
@@ -79,12 +98,15 @@ class TrainSettings:
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("mosaic", "ema_decay"):
+        for name in ("mosaic", "mixup", "copy_paste", "hflip", "vflip", "erasing", "cutmix", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self._require("rotate", 0 <= self.rotate <= 180, "in [0, 180]")
+        self._require("shear", 0 <= self.shear <= 45, "in [0, 45]")
         self._require("image_size", self.image_size % 32 == 0, "a multiple of 32")
         self._require("soft", self.soft in SOFT_MODES, "masked, relaxed or straight_through")
         self._require("balance_kind", self.balance_kind in BALANCE_KINDS, "switch, mse or cv2")
         self._require("dispatch", self.dispatch in DISPATCH_MODES, f"one of {', '.join(DISPATCH_MODES)}")
+        self._require("auto_augment", self.auto_augment in ("trivial", "rand", "none"), "trivial, rand or none")
         self._require("precision", self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

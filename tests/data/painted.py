@@ -32,11 +32,12 @@ def coloured(image: Tensor, channel: int) -> Tensor:
 def check_mask(mask: Tensor, image: Tensor, channel: int) -> None:
     """The mask covers the pixels of its colour, to one pixel at its edge."""
     expected = coloured(image, channel)
-    assert not (mask & ~_grown(expected)).any()
-    assert not (expected & ~_grown(mask)).any()
+    assert not (mask & ~grown(expected)).any()
+    assert not (expected & ~grown(mask)).any()
 
 
-def _grown(mask: Tensor) -> Tensor:
+def grown(mask: Tensor) -> Tensor:
+    """A mask with one pixel more on each side."""
     return F.max_pool2d(mask.float()[None], 3, stride=1, padding=1)[0] > 0
 
 

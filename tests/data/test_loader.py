@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import pytest
 import torch
 
 from moe_vision.data import DetectionPipeline, build_loader, collate
@@ -49,6 +50,20 @@ def test_workers_change_nothing() -> None:
                 assert torch.equal(a["boxes"], b["boxes"])
                 assert torch.equal(a["labels"], b["labels"])
                 assert a["size"] == b["size"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"mixup": 0.5}, {"copy_paste": 0.5}, {"rotate": 20.0, "shear": 5.0}], ids=["mixup", "paste", "affine"]
+)
+def test_workers_change_nothing_in_any_augmentation(options: dict[str, float]) -> None:
+    pipeline = DetectionPipeline(PaintedSource(masked=True), 64, augment=True, mosaic=0.5, seed=3, **options)
+    pipeline.set_epoch(4)
+    alone, one, two = (list(build_loader(pipeline, 5, shuffle=True, num_workers=workers)) for workers in (0, 1, 2))
+    for others in (one, two):
+        assert same(alone, others)
+        for (_, a), (_, b) in zip(alone, others, strict=True):
+            for mine, theirs in zip(a, b, strict=True):
+                assert all(torch.equal(mine[key], theirs[key]) for key in ("boxes", "labels", "masks"))
 
 
 def test_set_epoch_reaches_the_workers() -> None:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_vision.data.masks import resize_crop, resize_masks
+from moe_vision.data.masks import mask_boxes, resize_crop, resize_masks
 
 sides = st.integers(1, 40)
 
@@ -36,3 +36,10 @@ def test_a_crop_is_a_part_of_the_whole(height: int, width: int, data: st.DataObj
     left, right = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
     part = resize_crop(masks, height, width, (top, bottom), (left, right))
     assert torch.equal(part, resize_masks(masks, height, width)[:, top:bottom, left:right])
+
+
+def test_boxes_of_masks_reach_to_the_far_side_of_the_last_pixel() -> None:
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[0] = masks[1, 2, 3] = masks[2, 1, 1] = masks[2, 3, 4] = True
+    assert mask_boxes(masks).tolist() == [[0, 0, 6, 4], [3, 2, 4, 3], [1, 1, 5, 4]]
+    assert mask_boxes(masks[:0]).shape == (0, 4)

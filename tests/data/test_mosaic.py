@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_vision.data import Sample, mosaic, scale_jitter
-from moe_vision.data.mosaic import _clip
+from moe_vision.data.mosaic import clip_boxes
 from moe_vision.data.samples import make_sample
 
 from .painted import check_mask, extent, painted
@@ -132,7 +132,7 @@ def test_clip_keeps_what_is_visible_enough() -> None:
             [200.0, 0, 210, 10],  # outside
         ]
     )
-    clipped, visible = _clip(boxes, (0, 0, 100, 100))
+    clipped, visible = clip_boxes(boxes, (0, 0, 100, 100))
     assert visible.tolist() == [True, True, False, False, False]
     assert clipped[:2].tolist() == [[10, 10, 20, 20], [0, 0, 10, 100]]
 

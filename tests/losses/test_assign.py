@@ -132,7 +132,9 @@ def test_an_object_between_the_points_takes_none_from_one_that_has_some_inside()
     assert (full.points.tolist(), full.objects.tolist()) == ([0], [0])
 
 
-@pytest.mark.parametrize("box", [(5.0, 5.0, 7.0, 7.0), (22.5, 30.0, 25.5, 33.0), (5.0, 37.0, 58.0, 39.0)])
+@pytest.mark.parametrize(
+    "box", [(5.0, 5.0, 7.0, 7.0), (22.5, 30.0, 25.5, 33.0), (5.0, 37.0, 58.0, 39.0), (4.5, 5.0, 7.9, 7.9)]
+)
 def test_an_object_between_the_points_is_learnt(box: tuple[float, ...]) -> None:
     points, strides = anchor_points([(8, 8), (4, 4), (2, 2)], torch.device("cpu"))
     sides = torch.zeros(1, 84, 4, 16, requires_grad=True)  # boxes of 15 strides, as in an untrained network
@@ -146,6 +148,7 @@ def test_an_object_between_the_points_is_learnt(box: tuple[float, ...]) -> None:
         loss.backward()
         optimizer.step()
     best = scores[0, :, 0].argmax()
+    assert strides[best] == 8  # though to the last box (8, 8), of stride 16, is nearer
     assert scores[0, best].sigmoid() > 0.2
     # A box reaches from its point on, which lies at most 4 pixels from the object's centre in x and y.
     assert (boxes[0, best] - torch.tensor(box)).abs().max() < 4

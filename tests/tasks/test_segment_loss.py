@@ -53,9 +53,10 @@ def test_every_trainable_parameter_gets_a_finite_gradient(targets: list[Target],
 def test_other_terms_are_those_of_detection() -> None:
     model = make_model(dfl=True)
     maps = model(torch.rand(2, 3, 64, 64))
-    terms = segment_loss(model, maps, [ONE, TWO], balance=0.1)
+    dot = discs([(40.0, 20.0, 14.0), (7.0, 7.0, 0.9)])  # its point is the nearest of stride 8, not (8, 8) of stride 16
+    terms = segment_loss(model, maps, [ONE, dot], balance=0.1)
     del terms["mask"]
-    assert terms == detect_loss(model, maps.detection, [ONE, TWO], balance=0.1)
+    assert terms == detect_loss(model, maps.detection, [ONE, dot], balance=0.1)
     dense = make_model(placement="none")
     assert "balance" not in segment_loss(dense, dense(torch.rand(1, 3, 64, 64)), [ONE])
 

@@ -127,7 +127,8 @@ def run_cell(name: str, cell: Cell, seed: int, experiment: Experiment, options: 
     start = time.perf_counter()
     learnt, held_out = (open_dataset(options.data, split, task=experiment.task) for split in experiment.splits)
     changes = {**experiment.settings, **cell.settings}
-    settings = TrainSettings(eval_every=changes["epochs"], num_workers=options.num_workers, seed=seed, **changes)
+    every = {"eval_every": changes["epochs"], "num_workers": options.num_workers, "seed": seed}
+    settings = TrainSettings.for_task(experiment.task, **every, **changes)
     out = options.out / f"{options.experiment}-{name.replace(' ', '-')}-{seed}"
     set_seed(seed)
     model = create_model(

@@ -350,11 +350,12 @@ def shades(tmp_path: Path) -> Path:
 
 def test_classification_from_data_to_prediction(shades: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    small = ("--epochs", 1, "--image-size", 64, "--batch-size", 4, "--num-workers", 0)
+    small = ("--epochs", 1, "--image-size", 64, "--num-workers", 0)
     done = run("train", "--task", "classify", "--data", shades, "--out", out, *small)
     assert done.code == 0, done.err
     assert "top-1 accuracy" in done.out
     assert load_checkpoint(out / "last.safetensors").config.task == "classify"
+    assert json.loads((out / "settings.json").read_text())["batch_size"] == 32  # the task's own default
     done = run("val", out / "last.safetensors", "--data", shades, "--json", tmp_path / "val.json")
     assert done.code == 0, done.err
     assert "top-5 accuracy       1.0000" in done.out

@@ -12,7 +12,7 @@ from moe_vision.cli.options import add_data, print_metrics
 def add_to(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
     from moe_vision.models.config import PLACEMENTS, TASKS
-    from moe_vision.train.settings import TrainSettings
+    from moe_vision.train.settings import OF_TASK, TrainSettings
 
     command = commands.add_parser("train", help="train a network on a data set")
     add_data(command)
@@ -34,13 +34,13 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights and log")
     command.add_argument("--resume", action="store_true", help="go on with the run in --out, if it was interrupted")
     for setting in fields(TrainSettings):
-        option = "--" + setting.name.replace("_", "-")
-        by_task = setting.name == "image_size"
+        others = [
+            f"; {of_task[setting.name]} to {task}" for task, of_task in OF_TASK.items() if setting.name in of_task
+        ]
         command.add_argument(
-            option,
+            "--" + setting.name.replace("_", "-"),
             type=type(setting.default),
-            default=None if by_task else setting.default,
-            help=f"{setting.metadata['help']} ({'640; 224 to classify' if by_task else '%(default)s'})",
+            help=f"{setting.metadata['help']} ({setting.default}{''.join(others)})",
         )
     return command  # type: ignore[no-any-return]
 
@@ -51,11 +51,12 @@ def run(options: argparse.Namespace) -> None:
 
     from moe_vision.data import open_dataset
     from moe_vision.models import create_model
-    from moe_vision.models.yolo_master import IMAGE_SIZES
     from moe_vision.train import Trainer, TrainSettings
 
-    options.image_size = options.image_size or IMAGE_SIZES[options.task]
-    settings = TrainSettings(**{setting.name: getattr(options, setting.name) for setting in fields(TrainSettings)})
+    given = {setting.name: getattr(options, setting.name) for setting in fields(TrainSettings)}
+    settings = TrainSettings.for_task(
+        options.task, **{name: value for name, value in given.items() if value is not None}
+    )
     learnt = open_dataset(options.data, options.train_split, task=options.task)
     held_out = open_dataset(options.data, options.val_split, task=options.task, classes=learnt.classes)
     print(f"train: {learnt.summary()}\nval:   {held_out.summary()}")
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         num_classes=len(learnt.classes),
         variant=options.variant,
         class_names=learnt.classes,
-        image_size=options.image_size,
+        image_size=settings.image_size,
         placement=options.placement,
         backbone=options.backbone,
         pretrained=options.pretrained,

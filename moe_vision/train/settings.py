@@ -8,6 +8,9 @@ from moe_vision.layers.dispatch import DISPATCH_MODES
 from moe_vision.layers.gating import SOFT_MODES
 from moe_vision.losses.balance import BALANCE_KINDS
 
+# Where the defaults of a task are others: its images are smaller, and so are the maps whose statistics norms gather.
+OF_TASK: dict[str, dict[str, Any]] = {"classify": {"image_size": 224, "batch_size": 32}}
+
 
 def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -16,6 +19,8 @@ def _setting(default: Any, text: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How a network is trained. The defaults are for a few hundred to a few thousand images, from scratch.
+
+    They are those to detect and segment; `for_task` gives those of any task.
 
     Args:
         epochs: Passes over the training images.
@@ -89,6 +94,22 @@ class TrainSettings:
     num_workers: int = _setting(2, "processes that load images")
     precision: str = _setting("no", "no (fp32), bf16 or fp16")
     seed: int = _setting(0, "seed of weights, order and augmentation")
+
+    @classmethod
+    def for_task(cls, task: str, **changes: Any) -> "TrainSettings":
+        """Return the defaults of a task, with single settings changed.
+
+        Args:
+            task: ``detect``, ``segment`` or ``classify``.
+            changes: Settings by name.
+
+        Examples:
+            >>> from moe_vision.train import TrainSettings
+            >>> settings = TrainSettings.for_task("classify", epochs=30)
+            >>> settings.epochs, settings.image_size, settings.batch_size
+            (30, 224, 32)
+        """
+        return cls(**{**OF_TASK.get(task, {}), **changes})
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -123,7 +123,7 @@ def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     make_trainer(tmp_path, epochs=1).fit()
-    with pytest.raises(ValueError, match=r"lr must be as in the run to resume, 0\.002, got 0\.1"):
+    with pytest.raises(ValueError, match=r"lr must be as in the run to resume, 0\.0015, got 0\.1"):
         make_trainer(tmp_path, epochs=1, lr=0.1, resume=True)
     assert make_trainer(tmp_path, epochs=1, num_workers=1, resume=True).epochs_done == 1
 

@@ -73,7 +73,7 @@ def test_two_batches_of_eight_make_the_step_of_one_of_sixteen(tmp_path: Path) ->
 
 
 def test_steps_count_not_batches(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, accumulate=2, eval_every=2)
+    trainer = make_trainer(tmp_path, accumulate=2, eval_every=2, lr=2e-3)
     rates = []
     torch_optimizer = trainer.optimizer.optimizer
     torch_optimizer.register_step_pre_hook(lambda *_: rates.append(torch_optimizer.param_groups[0]["lr"]))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: a sparse detector learns generated scenes in minutes, and shows what it finds and whom it asks."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from moe_vision.diagnostics import ExpertUsage
 from moe_vision.inference import predict
 from moe_vision.models import YOLOMaster, create_model, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings
-from moe_vision.visualize import comparison_sheet, plot_routing, plot_training, save_picture
+from moe_vision.visualize import comparison_sheet, plot_routing, save_picture
 
 IMAGE_SIZE = 160
 CROWDS = {"1 object": range(1, 2), "2-3": range(2, 4), "4-8": range(4, 9), "9 or more": range(9, 100)}
@@ -59,8 +58,6 @@ def run_demo(
     metrics = Trainer(model, learnt, held_out, out, settings).fit()
     trained = load_checkpoint(out / "last.safetensors")
     _draw_detections(trained, held_out, out / "detections.jpg")
-    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    plot_training(log, out / "training.png")
     plot_routing(_routing_by_crowd(trained, held_out), out / "routing.png", title="objects in the scene")
     names = ("detections.jpg", "training.png", "routing.png", "log.jsonl", "last.safetensors")
     return {**metrics, "files": [out / name for name in names]}

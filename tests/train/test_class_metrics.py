@@ -4,29 +4,16 @@
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from moe_vision.train.metrics import coco_metrics, count_objects, precision_curves
-from tests.train.test_evaluation import CLASSES, Objects, noisy_detections, random_truths, rows
+from tests.train.test_evaluation import CLASSES, Objects, noisy_detections, precision_table, random_truths
 
 EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
 
 
 def oracle(truths: Objects, found: Objects) -> np.ndarray:
     """Pycocotools' precisions at an IoU of 0.5, by recall and class."""
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": image} for image in range(len(truths))],
-        "annotations": rows(truths),
-        "categories": [{"id": label, "name": name} for label, name in enumerate(CLASSES)],
-    }
-    truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(rows(found)), "bbox")
-    evaluation.params.maxDets = [1, 10, 300]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval["precision"][0, :, :, 0, -1]
+    return precision_table(truths, found)[0, :, :, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -61,8 +61,8 @@ def rows(objects: Objects) -> list[dict[str, Any]]:
     return table
 
 
-def oracle(truths: Objects, found: Objects) -> dict[str, Any]:
-    """The metrics by pycocotools, read off its table of precisions."""
+def precision_table(truths: Objects, found: Objects) -> np.ndarray:
+    """Pycocotools' precisions by IoU, recall, class and size of the objects."""
     truth = COCO()
     truth.dataset = {
         "images": [{"id": image} for image in range(len(truths))],
@@ -74,7 +74,12 @@ def oracle(truths: Objects, found: Objects) -> dict[str, Any]:
     evaluation.params.maxDets = [1, 10, 300]
     evaluation.evaluate()
     evaluation.accumulate()
-    table = evaluation.eval["precision"][..., -1]  # (IoU, recall, class, size)
+    return evaluation.eval["precision"][..., -1]
+
+
+def oracle(truths: Objects, found: Objects) -> dict[str, Any]:
+    """The metrics by pycocotools, read off its table of precisions."""
+    table = precision_table(truths, found)
 
     def mean(part: np.ndarray) -> float:
         return float(part[part > -1].mean()) if (part > -1).any() else -1.0

@@ -108,7 +108,10 @@ class Trainer:
         # The state outlives a run, and would hold the next to the same precision; there is no public way to reset it.
         AcceleratorState._reset_state()
         patience = InitProcessGroupKwargs(timeout=LONGEST_EVALUATION)
-        self.accelerator = Accelerator(mixed_precision=settings.precision, kwargs_handlers=[patience])
+        # Where there is nothing but CPUs, the processes of a launcher find each other only if told that it is meant.
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), mixed_precision=settings.precision, kwargs_handlers=[patience]
+        )
         if settings.precision == "fp16" and self.accelerator.device.type == "cpu":  # it would be ignored
             raise ValueError("precision must be no or bf16 on the CPU, got 'fp16'")
         self.recipe = RECIPES[model.config.task]

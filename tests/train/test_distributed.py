@@ -83,7 +83,7 @@ def train_rank(rank: int, names: list[str], folder: Path, spoilt: int) -> None:
     """Train on one of two ranks; forward number ``spoilt`` of the second gets NaN."""
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
-    os.environ.update({"ACCELERATE_USE_CPU": "true", **{name: str(value) for name, value in place.items()}})
+    os.environ.update({name: str(value) for name, value in place.items()})
     for name in names:
         dist.init_process_group("gloo", init_method=f"file://{folder / name}.rendezvous", rank=rank, world_size=2)
         torch.save(norm_results(rank), folder / f"norms.rank{rank}")

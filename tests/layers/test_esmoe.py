@@ -104,6 +104,22 @@ def test_i34_empty_batch_trains_without_a_change_of_statistics() -> None:
         assert all(torch.equal(values, layer.get_buffer(name)) for name, values in before.items())
 
 
+def test_shared_experts_teach_the_router_as_soon_as_they_differ() -> None:
+    layer, x = ESMoE(4, init="shared").train(), make_images(8, 4, 6, 6)
+    goal = make_images(8, 4, 6, 6, seed=1)
+
+    def gradient() -> Tensor:
+        layer.zero_grad()
+        (layer(x) * goal).sum().backward()
+        return layer.router.fc2.weight.grad.abs().max()
+
+    assert gradient() < 1e-4
+    with torch.no_grad():
+        for expert in layer.experts:
+            expert.conv_pw.weight.add_(torch.randn_like(expert.conv_pw.weight))
+    assert gradient() > 1e-2
+
+
 def test_output_literally() -> None:
     layer = ESMoE(1, num_experts=2, top_k=2, kernel_sizes=(1, 1), act_layer=nn.Identity, norm_layer=nn.Identity)
     force_routing(layer, [0.0, 1.0986123])  # log 3: the weights are 1/4 and 3/4

@@ -57,7 +57,7 @@ class Experiment:
 
 BOXES = ("map", "map50")
 DENSE_TWIN = Cell({"placement": "none"})
-LITE0 = Cell({"backbone": "efficientnet_lite0"})
+PRETRAINED = Cell({"backbone": "efficientnet_lite0"})
 
 
 def kernels(num_experts: int, top_k: int) -> Cell:
@@ -101,7 +101,17 @@ EXPERIMENTS = {
         ("train", "val+test"),
         BOXES,
         {"epochs": 50, "image_size": 320},
-        {"paper": Cell(), "none": DENSE_TWIN, "esmoe": Cell({"variant": "esmoe"}), "efficientnet_lite0": LITE0},
+        {
+            "paper": Cell(),
+            "none": DENSE_TWIN,
+            "esmoe": Cell({"variant": "esmoe"}),
+            "efficientnet_lite0": PRETRAINED,
+            # How fast what the backbone knows may change.
+            **{
+                f"efficientnet_lite0 lr {scale}": Cell(PRETRAINED.network, {"backbone_lr_scale": scale})
+                for scale in (0.1, 0.3)
+            },
+        },
     ),
     "bccd-tables": Experiment(
         "detect", ("train", "val+test"), BOXES, {"epochs": 15, "image_size": 320, "close_mosaic": 3}, TABLES
@@ -118,7 +128,7 @@ EXPERIMENTS = {
         ("train", "test"),
         ("top1", "top5"),
         {"epochs": 30, "image_size": 128},
-        {"paper": Cell(), "none": DENSE_TWIN, "efficientnet_lite0": LITE0},
+        {"paper": Cell(), "none": DENSE_TWIN, "efficientnet_lite0": PRETRAINED},
     ),
 }
 
@@ -136,7 +146,7 @@ def run_cell(name: str, cell: Cell, seed: int, experiment: Experiment, options: 
         task=experiment.task,
         num_classes=len(learnt.classes),
         class_names=learnt.classes,
-        pretrained=lite0_weights(options.out) if cell is LITE0 else False,
+        pretrained=lite0_weights(options.out) if "backbone" in cell.network else False,
         **cell.network,
     )
     Trainer(model, learnt, None, out, settings, resume=options.resume).fit()

@@ -5,17 +5,17 @@ import difflib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
 from moe_vision._types import DispatchMode
 from moe_vision.data import ClassificationSource, DetectionSource
 from moe_vision.layers import ESMoE
-from moe_vision.models import YOLOMaster
+from moe_vision.models import TimmBackbone, YOLOMaster
 from moe_vision.train.settings import TrainSettings
 
 
@@ -27,12 +27,25 @@ def set_dispatch(model: YOLOMaster, settings: TrainSettings) -> None:
 
 
 def create_optimizer(model: YOLOMaster, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Create one of timm's optimizers, without weight decay of norms and biases."""
+    """Create one of timm's optimizers; norms and biases have no weight decay, a timm backbone its own learning rate."""
     if settings.optimizer not in list_optimizers():
         nearest = difflib.get_close_matches(settings.optimizer, map(str, list_optimizers()), n=3)
         hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
         raise ValueError(f"optimizer must be one of timm.optim.list_optimizers(), got {settings.optimizer!r}{hint}")
-    return create_optimizer_v2(model, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+    return create_optimizer_v2(_parameter_groups(model, settings), opt=settings.optimizer, lr=settings.lr)
+
+
+def _parameter_groups(model: YOLOMaster, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Split the parameters by weight decay, and those of a timm backbone from others: schedules heed ``lr_scale``."""
+    pretrained = set(model.backbone.body.parameters()) if isinstance(model.backbone, TimmBackbone) else set()
+    groups = []
+    for group in param_groups_weight_decay(model, settings.weight_decay):
+        own = [parameter for parameter in group["params"] if parameter not in pretrained]
+        others = [parameter for parameter in group["params"] if parameter in pretrained]
+        groups.append({**group, "params": own})
+        if others:
+            groups.append({**group, "params": others, "lr_scale": settings.backbone_lr_scale})
+    return groups
 
 
 def create_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps_per_epoch: int) -> Scheduler:

@@ -29,6 +29,7 @@ class TrainSettings:
         accumulate: Forwards a step, whose gradients are averaged; the balance loss is that of all their images.
         optimizer: Name of one of timm's optimizers; ``sgd`` is with Nesterov momentum, as in the paper.
         lr: Peak learning rate.
+        backbone_lr_scale: What ``lr`` is multiplied by for the weights of a timm backbone.
         weight_decay: Decoupled weight decay; not applied to norms and biases.
         warmup_epochs: Epochs over which the learning rate rises to its peak; then it falls as a cosine.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
@@ -71,6 +72,7 @@ class TrainSettings:
     accumulate: int = _setting(1, "forwards a step, whose gradients are averaged")
     optimizer: str = _setting("adamw", "name of one of timm's optimizers")
     lr: float = _setting(1.5e-3, "peak learning rate")
+    backbone_lr_scale: float = _setting(1.0, "what the learning rate of a timm backbone is multiplied by")
     weight_decay: float = _setting(0.05, "decoupled weight decay")
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")
@@ -117,7 +119,7 @@ class TrainSettings:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "close_mosaic", "num_workers", "seed", "weight_decay", "balance"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "backbone_lr_scale", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("mosaic", "mixup", "copy_paste", "hflip", "vflip", "erasing", "cutmix", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")

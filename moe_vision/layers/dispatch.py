@@ -13,7 +13,7 @@ They differ in which experts run and in what the hardware sees, never in the res
 Axes: B images, E experts, K selected experts, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 import torch
@@ -57,11 +57,7 @@ def dense(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         >>> torch.allclose(dispatch.dense(x, routing, experts), dispatch.grouped(x, routing, experts), atol=1e-6)
         True
     """
-    weights = routing.weights
-    y = _weighted(experts[0](x), weights[:, 0])
-    for index in range(1, len(experts)):
-        y = y + _weighted(experts[index](x), weights[:, index])
-    return y
+    return _weighted_sum((expert(x), routing.weights[:, index]) for index, expert in enumerate(experts))
 
 
 def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
@@ -70,19 +66,23 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     In training an expert that no image selected runs on an empty batch, so that every parameter has a gradient
     and distributed training needs no search for unused ones.
     """
-    batch = x.shape[0]
+    if x.shape[0] == 0:
+        return dense(x, routing, experts)
     selected = routing.indices.tolist()
-    y: Tensor | None = None
+    # Images are split and joined, not indexed: the gradient of that needs no zeros for the images left out, and
+    # unlike index_select it keeps channels_last.
+    images = x.split(1)
+    parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in images]
+    idle = []
     for index, expert in enumerate(experts):
-        images = [image for image in range(batch) if index in selected[image]]
-        if not images and not experts.training:
-            continue
-        rows = torch.tensor(images, dtype=torch.int64, device=x.device)
-        part = _weighted(expert(x.index_select(0, rows)), routing.weights[rows, index])
-        if y is None:
-            y = part.new_zeros(batch, *part.shape[1:])
-        y = y.index_add_(0, rows, part)
-    return dense(x, routing, experts) if y is None else y  # no expert ran: the batch is empty
+        rows = [row for row, chosen in enumerate(selected) if index in chosen]
+        if rows:
+            batch = x if len(rows) == len(images) else torch.cat([images[row] for row in rows])
+            for row, features in zip(rows, expert(batch).split(1), strict=True):
+                parts[row].append((features, routing.weights[row : row + 1, index]))
+        elif experts.training:
+            idle.append(expert(x[:0]))
+    return torch.cat([*map(_weighted_sum, parts), *idle])
 
 
 def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
@@ -93,13 +93,10 @@ def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     if experts.training or x.shape[0] == 0:
         return grouped(x, routing, experts)
     mixtures = []
-    for image, selected in enumerate(routing.indices.tolist()):
-        features, weights = x[image : image + 1], routing.weights[image : image + 1]
-        first, *others = sorted(selected)  # in the order of `dense`, to the same rounding
-        y = _weighted(experts[first](features), weights[:, first])
-        for index in others:
-            y = y + _weighted(experts[index](features), weights[:, index])
-        mixtures.append(y)
+    for row, chosen in enumerate(routing.indices.tolist()):
+        image, weights = x[row : row + 1], routing.weights[row : row + 1]
+        # In the order of `dense`, to the same rounding.
+        mixtures.append(_weighted_sum((experts[index](image), weights[:, index]) for index in sorted(chosen)))
     return mixtures[0] if len(mixtures) == 1 else torch.cat(mixtures)
 
 
@@ -168,6 +165,11 @@ def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
     return per_image if x.shape[0] == 1 or x.shape[1:].numel() >= PER_IMAGE_MIN_ELEMENTS else grouped
 
 
-def _weighted(features: Tensor, weights: Tensor) -> Tensor:
-    """Multiply each image's features by its weight, in the type of the features (autocast may have lowered it)."""
-    return features * weights.to(features.dtype)[:, None, None, None]
+def _weighted_sum(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Add features (B, C, H, W) times weights (B,), in the type of the features (autocast may have lowered it)."""
+    aligned = ((features, weights.to(features.dtype)[:, None, None, None]) for features, weights in parts)
+    first, weights = next(aligned)
+    y = first * weights
+    for features, weights in aligned:
+        y = y.addcmul_(features, weights)  # in place: the sum belongs to nobody else yet
+    return y

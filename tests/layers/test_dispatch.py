@@ -174,7 +174,8 @@ def test_broken_pixels_touch_their_own_image_alone(mode: str, kind: str, value: 
     x[2, 1, 3, 3] = value
     y = run(layer, x, mode)
     others = [0, 1, 3, 4]
-    assert torch.equal(y[others], expected[others])
+    # To rounding: an image that selects other experts moves the rest, and torch's SiLU rounds by place in the batch.
+    assert_same(y[others], expected[others])
     assert not y[2].isfinite().all()
 
 

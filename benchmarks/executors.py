@@ -7,6 +7,7 @@ Each image selects two of four experts at random. Router, gate and output norm a
 """
 
 import argparse
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from moe_vision.layers import dispatch
 
 SIZES = ((64, 160), (128, 80), (64, 80), (128, 40), (512, 20), (64, 40), (256, 20))
 BATCHES = (1, 2, 4, 8, 16)
+MEMORY_FORMATS = ("channels_last", "contiguous_format")
 
 
 def random_routing(batch: int) -> Routing:
@@ -25,13 +27,16 @@ def random_routing(batch: int) -> Routing:
     return Routing(weights, weights, weights, indices)
 
 
-def row(channels: int, size: int, batch: int, rounds: int) -> dict[str, Any]:
-    experts = DepthwiseExperts(channels).eval()
-    x, routing = torch.rand(batch, channels, size, size), random_routing(batch)
+def row(channels: int, size: int, batch: int, memory_format: str, rounds: int) -> dict[str, Any]:
+    layout = getattr(torch, memory_format)
+    experts = DepthwiseExperts(channels).eval().to(memory_format=layout)
+    x = torch.rand(batch, channels, size, size).to(memory_format=layout)
+    routing = random_routing(batch)
     calls = {name: lambda run=run: run(x, routing, experts) for name, run in dispatch.EXECUTORS.items()}
     with torch.inference_mode():
         times = interleaved_medians(calls, rounds)
-    about = {"channels": channels, "size": size, "elements": channels * size**2, "batch": batch}
+    about: dict[str, Any] = {"memory_format": memory_format, "channels": channels, "size": size, "batch": batch}
+    about["elements"] = channels * size**2
     ratio = round(times["per_image"] / times["grouped"], 3)
     return {**about, "ms": {name: round(time, 3) for name, time in times.items()}, "per_image/grouped": ratio}
 
@@ -42,10 +47,9 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     torch.manual_seed(0)
     rows = []
-    for channels, size in SIZES:
-        for batch in BATCHES:
-            rows.append(row(channels, size, batch, rounds))
-            print(rows[-1], flush=True)
+    for memory_format, (channels, size), batch in product(MEMORY_FORMATS, SIZES, BATCHES):
+        rows.append(row(channels, size, batch, memory_format, rounds))
+        print(rows[-1], flush=True)
     print("written to", write_result("executors", rows, experts="E 4, K 2, kernels 3 5 7 9, fp32").name)
 
 

@@ -46,13 +46,12 @@ class BatchAssignment(NamedTuple):
         points: Indices of the points, (P,), int64.
         objects: Index of the object each answers for among those of all images, one image after the other, (P,), int64.
         quality: Target of the class score, (P,), in [0, 1].
-        total: Sum of the qualities, at least 1, a scalar: what the terms of a loss are divided by.
 
     Examples:
         >>> import torch
         >>> from moe_vision.losses.assign import BatchAssignment
         >>> one = torch.tensor([0])
-        >>> BatchAssignment(one, torch.tensor([5]), one, torch.tensor([0.7]), torch.tensor(1.0)).points
+        >>> BatchAssignment(one, torch.tensor([5]), one, torch.tensor([0.7])).points
         tensor([5])
     """
 
@@ -60,7 +59,6 @@ class BatchAssignment(NamedTuple):
     points: Tensor
     objects: Tensor
     quality: Tensor
-    total: Tensor
 
 
 @torch.no_grad()
@@ -97,13 +95,11 @@ def assign_batch(
     ]
     assigned.append(_no_points(scores[:0].float()))  # a rank of a distributed run may have no image
     counts = [0, *(len(target["labels"]) for target in targets)]
-    quality = torch.cat([one.quality for one in assigned])
     return BatchAssignment(
         images=torch.cat([torch.full_like(one.points, image) for image, one in enumerate(assigned)]),
         points=torch.cat([one.points for one in assigned]),
         objects=torch.cat([one.objects + before for one, before in zip(assigned, accumulate(counts), strict=False)]),
-        quality=quality,
-        total=quality.sum().clamp(min=1),
+        quality=torch.cat([one.quality for one in assigned]),
     )
 
 

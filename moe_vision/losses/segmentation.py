@@ -51,7 +51,7 @@ def mask_loss(
         >>> from moe_vision.losses.segmentation import mask_loss
         >>> target = {"boxes": torch.tensor([[0.0, 0.0, 8.0, 8.0]]), "masks": torch.ones(1, 8, 8, dtype=torch.bool)}
         >>> one = torch.tensor([0])
-        >>> assigned = BatchAssignment(one, one, one, torch.tensor([1.0]), torch.tensor(1.0))
+        >>> assigned = BatchAssignment(one, one, one, torch.tensor([1.0]))
         >>> mask_loss(torch.zeros(1, 1, 32), torch.zeros(1, 32, 2, 2), [target], assigned)  # 7.5 log 2
         tensor(5.1986)
     """

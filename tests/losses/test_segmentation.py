@@ -28,7 +28,7 @@ def assignment(rows: list[tuple[int, int, int, float]]) -> BatchAssignment:
     """Build an assignment of (image, point, object, quality)."""
     images, points, objects, quality = zip(*rows, strict=True) if rows else ((), (), (), ())
     indices = (torch.tensor(values, dtype=torch.int64) for values in (images, points, objects))
-    return BatchAssignment(*indices, torch.tensor(quality), torch.tensor(quality).sum().clamp(min=1))
+    return BatchAssignment(*indices, torch.tensor(quality))
 
 
 # Probabilities 3/4 and 1/4 in the upper cells, and nearly 1 in the lower ones, for the coefficient 1.
@@ -129,7 +129,7 @@ def test_memory_is_bounded_with_500_objects(size: int, most: int) -> None:
     target = {"boxes": torch.tensor([[0.0, 0.0, size, size]]).expand(500, 4)}
     target["masks"] = torch.ones(500, size, size, dtype=torch.bool)
     points = torch.arange(5000)
-    assigned = BatchAssignment(points * 0, points, points // 10, torch.ones(5000), torch.tensor(5000.0))
+    assigned = BatchAssignment(points * 0, points, points // 10, torch.ones(5000))
     maps = [torch.randn(1, 8400, 32), torch.randn(1, 32, size // 4, size // 4)]
     maps = [part.requires_grad_() for part in maps]
     assert peak_megabytes(lambda: mask_loss(*maps, [target], assigned).backward()) < most

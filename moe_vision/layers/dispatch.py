@@ -69,16 +69,16 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     if x.shape[0] == 0:
         return dense(x, routing, experts)
     selected = routing.indices.tolist()
-    # Images are split and joined, not indexed: the gradient of that needs no zeros for the images left out, and
+    # Images are cut apart and joined, not indexed: the gradient of that needs no zeros for the images left out, and
     # unlike index_select it keeps channels_last.
-    images = x.split(1)
+    images = x.chunk(x.shape[0])
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in images]
     idle = []
     for index, expert in enumerate(experts):
         rows = [row for row, chosen in enumerate(selected) if index in chosen]
         if rows:
             batch = x if len(rows) == len(images) else torch.cat([images[row] for row in rows])
-            for row, features in zip(rows, expert(batch).split(1), strict=True):
+            for row, features in zip(rows, expert(batch).chunk(len(rows)), strict=True):
                 parts[row].append((features, routing.weights[row : row + 1, index]))
         elif experts.training:
             idle.append(expert(x[:0]))

@@ -65,10 +65,11 @@ def test_one_graph(task: str, dispatch: str) -> None:
 def test_one_graph_in_training(saving: bool) -> None:
     model, reference = (make_network("classify").train() for _ in range(2))
     model.set_grad_checkpointing(saving)
-    assert_one_graph(model, reference, backend="aot_eager")
+    assert_one_graph(model, reference, backend="eager")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_inductor() -> None:
-    assert_one_graph(make_network("detect", "static"), make_network("detect"))
+    # Not "static": its convolution has as many groups as there are images and selections, and inductor fixes groups.
+    assert_one_graph(make_network("detect"), make_network("detect"))

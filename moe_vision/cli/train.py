@@ -37,9 +37,10 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
         others = [
             f"; {of_task[setting.name]} to {task}" for task, of_task in OF_TASK.items() if setting.name in of_task
         ]
+        kind = type(setting.default)
         command.add_argument(
             "--" + setting.name.replace("_", "-"),
-            type=type(setting.default),
+            **({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}),
             help=f"{setting.metadata['help']} ({setting.default}{''.join(others)})",
         )
     return command  # type: ignore[no-any-return]

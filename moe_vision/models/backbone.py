@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The YOLO-Master backbone: a stem and four stages, each ending in an MoE block."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,7 +26,9 @@ class Stage(nn.Module):
         moe: The MoE block, or an identity.
 
     Attributes:
-        grad_checkpointing: In training, keep only the input and compute the rest again in backward, to save memory.
+        grad_checkpointing: In training, keep only the inputs of the stage and of its MoE block, and compute the rest
+            again in backward, to save memory. Norms count a batch once. `torch.compile` passes over it: a compiler
+            decides by itself what to keep.
 
     Shape:
         - Input: (B, C_in, H, W)
@@ -49,12 +53,16 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the stage."""
-        if self.grad_checkpointing and self.training:
-            return checkpoint(self._features, x, use_reentrant=False, context_fn=self._contexts)
-        return self._features(x)
+        return self._run(self.moe, self._run(self._refined, x))
 
-    def _features(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.moe(self.blocks(self.downsample(x))))
+    def _refined(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.blocks(self.downsample(x)))
+
+    def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        # Half a stage at a time: in backward, what was computed again for the one is gone before the other's turn.
+        if self.grad_checkpointing and self.training and not torch.compiler.is_compiling():
+            return checkpoint(part, x, use_reentrant=False, context_fn=self._contexts)
+        return part(x)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), frozen_statistics(self)
@@ -96,7 +104,7 @@ class YOLOMasterBackbone(nn.Module):
         return p3, p4, self.stage5(p4)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Have every stage trade time for memory in training: it computes its features again in backward."""
+        """Have every stage trade time for memory in training, see `Stage`."""
         for stage in self.children():
             if isinstance(stage, Stage):
                 stage.grad_checkpointing = enable

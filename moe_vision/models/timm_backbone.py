@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.models.anchors import STRIDES
@@ -66,6 +67,21 @@ class TimmBackbone(nn.Module):
             features = [x.permute(0, 3, 1, 2) for x in features]
         p3, p4, p5 = (lateral(x) for lateral, x in zip(self.laterals, features, strict=True))
         return p3, p4, p5
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Have the timm model trade time for memory in training, in the way it has.
+
+        Raises:
+            ValueError: If it has batch norms, which would count every batch twice.
+        """
+        if enable and any(isinstance(module, _BatchNorm) for module in self.body.modules()):
+            raise ValueError(
+                "grad_checkpointing must be False for a timm backbone with batch norms, which would count every batch "
+                "twice, got True; choose one without, such as convnextv2_atto"
+            )
+        # A hierarchical model stands in timm's wrapper as it is, others part by part.
+        body: Any = getattr(self.body, "model", self.body)
+        body.set_grad_checkpointing(enable)
 
 
 class Normalize(nn.Module):

@@ -80,6 +80,14 @@ class YOLOMaster(nn.Module):
         maps = cast(DetectMaps | SegmentMaps, self.head(self.neck(*features)))
         return maps if self.training else maps.output()
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Have the backbone, which holds most of the memory, trade time for it in training; results stay the same.
+
+        Raises:
+            ValueError: If it is a timm backbone with batch norms, which would count every batch twice.
+        """
+        self.backbone.set_grad_checkpointing(enable)
+
 
 def create_model(
     name: str,
@@ -137,7 +145,7 @@ def check_image_size(image_size: int) -> None:
         raise ValueError(f"image_size must be a multiple of {STRIDES[-1]}, got {image_size}")
 
 
-def _build_backbone(config: YOLOMasterConfig, pretrained: bool | str | Path) -> nn.Module:
+def _build_backbone(config: YOLOMasterConfig, pretrained: bool | str | Path) -> YOLOMasterBackbone | TimmBackbone:
     if config.backbone != "yolo_master":
         return TimmBackbone(config, pretrained)
     if pretrained:

@@ -18,6 +18,8 @@ from moe_vision.layers import ESMoE
 from moe_vision.models import TimmBackbone, YOLOMaster
 from moe_vision.train.settings import TrainSettings
 
+CHANGES_NOTHING = ("num_workers", "grad_checkpointing")  # in the result of a run
+
 
 def set_dispatch(model: YOLOMaster, settings: TrainSettings) -> None:
     """Choose the executor of every `ESMoE` of a network."""
@@ -83,5 +85,5 @@ def check_settings(settings: TrainSettings, written: Path) -> None:
         return
     before = {**asdict(TrainSettings()), **json.loads(written.read_text())}  # it may be older than some setting
     for name, value in asdict(settings).items():
-        if name != "num_workers" and before.get(name) != value:
+        if name not in CHANGES_NOTHING and before.get(name) != value:
             raise ValueError(f"{name} must be as in the run to resume, {before.get(name)!r}, got {value!r}")

@@ -54,6 +54,7 @@ class TrainSettings:
         ema_decay: Decay of the moving average of the weights, approached during the first steps.
         eval_every: Epochs between evaluations; the last epoch is always evaluated.
         num_workers: Processes that load images.
+        grad_checkpointing: Keep less of a forward in memory and compute it again in backward, with the same results.
         precision: ``no`` (fp32), ``bf16`` or, on GPUs, ``fp16``; routers stay in fp32.
         seed: Seed of order and augmentation; ``moe-vision train`` seeds the weights with it too.
 
@@ -94,6 +95,7 @@ class TrainSettings:
     ema_decay: float = _setting(0.999, "decay of the moving average of the weights")
     eval_every: int = _setting(1, "epochs between evaluations")
     num_workers: int = _setting(2, "processes that load images")
+    grad_checkpointing: bool = _setting(False, "keep less of a forward in memory and compute it again in backward")
     precision: str = _setting("no", "no (fp32), bf16 or fp16")
     seed: int = _setting(0, "seed of weights, order and augmentation")
 

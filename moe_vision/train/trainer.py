@@ -122,6 +122,8 @@ class Trainer:
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
         set_dispatch(model, settings)  # not of the averaged network, which is only evaluated
+        if settings.grad_checkpointing:
+            model.set_grad_checkpointing()
         if self.accelerator.num_processes > 1:
             synchronize_norms(model, self.accelerator.device)
         optimizer = create_optimizer(model, settings)

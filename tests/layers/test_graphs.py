@@ -4,12 +4,14 @@
 Every graph is run on images that choose other experts than the example did.
 """
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.export import Dim, ExportedProgram
 
 from moe_vision import ESMoE, auxiliary_loss
@@ -63,6 +65,31 @@ def test_compiled_training_keeps_the_auxiliary_gradient(kind: str, soft: str) ->
         results.append([p.grad for p in layer.parameters()])
     for actual, expected in zip(*results, strict=True):
         assert_same(actual, expected)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dispatch", "training"), [("auto", False), ("auto", True), ("static", False)])
+def test_one_graph_for_all_sizes(dispatch: str, kind: str, training: bool) -> None:
+    torch.compiler.reset()
+    layer = make_layer(expert=kind, dispatch=dispatch).train(training)
+    twin = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed, shape in enumerate(((2, 4, 12, 10), (3, 4, 7, 9), (5, 4, 16, 3))):
+            x = make_images(*shape, seed=seed)
+            assert_same(compiled(x), twin(x))
+
+
+@pytest.mark.compile
+def test_single_images_have_a_graph_of_their_own() -> None:
+    torch.compiler.reset()
+    counter, layer = CompileCounter(), make_layer()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for shape in ((1, 4, 12, 10), (1, 4, 7, 9), (2, 4, 12, 10), (5, 4, 7, 9), (1, 4, 16, 3)):
+        x = make_images(*shape)
+        assert_same(compiled(x), layer(x))
+    assert counter.frame_count == 2
 
 
 @pytest.mark.export

@@ -89,6 +89,20 @@ def test_dispatch_and_balance_kind_reach_the_layers_and_the_loss(tmp_path: Path)
     assert read_log(tmp_path)[0]["loss"]["balance"] < 4 * 0.05 * 3 / 16
 
 
+def test_grad_checkpointing_changes_no_weight(tmp_path: Path, run: tuple[Path, dict[str, Any]]) -> None:
+    trainer, forwards = make_trainer(tmp_path, grad_checkpointing=True), 0
+
+    def count(module: nn.Module, inputs: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    trainer.model.backbone.stage3.blocks.register_forward_pre_hook(count)
+    trainer.fit()
+    assert forwards == 2 * 6  # six steps, each forward once more in backward
+    weights, expected = (load_file(out / "last.safetensors") for out in (tmp_path, run[0]))
+    assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+
+
 def test_files(run: tuple[Path, dict[str, Any]]) -> None:
     out, _ = run
     assert files(out) == sorted(FILES)

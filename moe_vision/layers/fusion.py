@@ -153,14 +153,13 @@ def _fused(module: nn.Module) -> nn.Module:
 
 
 def _protocol_method(module: nn.Module) -> Callable[[], nn.Module | None] | None:
-    """Return the block's own way to fuse; a method of such a name that wants arguments is something else."""
+    """Return the block's own way to fuse, if it has one."""
     for name in PROTOCOL:
         if callable(getattr(type(module), name, None)):
             method = getattr(module, name)
-            if all(
-                parameter.default is not parameter.empty for parameter in inspect.signature(method).parameters.values()
-            ):
-                return cast(Callable[[], nn.Module | None], method)
+            parameters = inspect.signature(method).parameters.values()
+            if all(parameter.default is not parameter.empty for parameter in parameters):
+                return cast(Callable[[], nn.Module | None], method)  # else it is a name for something else
     return None
 
 

@@ -3,6 +3,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from timm.layers import BatchNormAct2d
 from timm.models.repvit import RepVggDw
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from moe_vision import ESMoE, create_model, fuse
 from moe_vision.layers import PointwiseMoE
@@ -189,10 +191,31 @@ def test_sequences_fold_and_only_neighbours_do() -> None:
     assert_same_function(fused, model, make_images(2, 4, 5, 5))
 
 
-def test_computed_weights_do_not_fold() -> None:
-    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
-    model = trained(nn.Sequential(conv, nn.BatchNorm2d(4)))
+@pytest.mark.parametrize(
+    "compute",
+    [nn.utils.parametrizations.weight_norm, partial(prune.l1_unstructured, name="weight", amount=2)],
+)
+def test_computed_weights_do_not_fold(compute: Callable[[nn.Module], nn.Module]) -> None:
+    model = trained(nn.Sequential(compute(nn.Conv2d(4, 4, 3)), nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        model(make_images(2, 4, 5, 5))  # after which a pruned weight can be copied
     assert norms(fuse(model)) == ["1"]
+    assert_same_function(fuse(model), model, make_images(2, 4, 5, 5))
+
+
+class SharesItsActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.SiLU()
+        self.layer = ESMoE(4, act_layer=lambda: self.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(x) + self.layer(x)
+
+
+def test_activations_of_others_do_not_overwrite() -> None:
+    model, x = trained(SharesItsActivation()), make_images(2, 4, 5, 5)
+    assert_same_function(fuse(model), model, x)
 
 
 def test_fusing_again_changes_nothing() -> None:

@@ -11,6 +11,7 @@ from moe_vision.layers import (
     ESMoE,
     Routing,
     TopKGate,
+    fuse,
     hard_top_k,
     soft_top_k,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "TopKGate",
     "auxiliary_loss",
     "create_model",
+    "fuse",
     "hard_top_k",
     "list_models",
     "load_balancing_loss",

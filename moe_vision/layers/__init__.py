@@ -3,6 +3,7 @@
 
 from moe_vision.layers.esmoe import ESMoE
 from moe_vision.layers.experts import DepthwiseExpert, DepthwiseExperts, SeparableExpert
+from moe_vision.layers.fusion import fuse
 from moe_vision.layers.gating import TopKGate, hard_top_k, soft_top_k
 from moe_vision.layers.pointwise_experts import PointwiseExpert, PointwiseExperts
 from moe_vision.layers.pointwise_moe import PointwiseMoE
@@ -21,6 +22,7 @@ __all__ = [
     "Routing",
     "SeparableExpert",
     "TopKGate",
+    "fuse",
     "hard_top_k",
     "soft_top_k",
 ]

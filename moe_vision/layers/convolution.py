@@ -5,6 +5,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from moe_vision.layers.fusion import fold_norm, in_place
+
 
 class YOLOBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with the constants of the YOLO family, eps 1e-3 and momentum 0.03.
@@ -62,9 +64,14 @@ class ConvNormAct(nn.Module):
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        self.norm = YOLOBatchNorm2d(out_channels)
-        self.act = nn.SiLU() if act else nn.Identity()
+        self.norm: nn.Module = YOLOBatchNorm2d(out_channels)
+        self.act: nn.Module = nn.SiLU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolved, normalised and activated feature map."""
         return cast(Tensor, self.act(self.norm(self.conv(x))))
+
+    def reparameterize(self) -> None:
+        """Fold the norm into the convolution, see `moe_vision.fuse`."""
+        self.conv, self.norm = fold_norm(self.conv, self.norm)
+        self.act = in_place(self.act)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import ExpertInit, ExpertKind, LayerFactory
 from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive
+from moe_vision.layers.fusion import fold_norm, folded_weights, has_frozen_statistics, in_place
 
 EXPERT_KINDS: tuple[str, ...] = get_args(ExpertKind)
 EXPERT_INITS: tuple[str, ...] = get_args(ExpertInit)
@@ -68,6 +69,11 @@ class SeparableExpert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of one expert for a feature map."""
         return cast(Tensor, self.act(self.norm(self.conv_pw(self.conv_dw(x)))))
+
+    def reparameterize(self) -> None:
+        """Fold the norm into the pointwise convolution, see `moe_vision.fuse`."""
+        self.conv_pw, self.norm = fold_norm(self.conv_pw, self.norm)
+        self.act = in_place(self.act)
 
 
 class DepthwiseExpert(nn.Module):
@@ -260,23 +266,19 @@ def _depthwise(
 
 def gathered_pointwise(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]], indices: Tensor) -> Tensor:
     """Apply to (B, 1 or K, C, N) the 1 x 1 convolution and the frozen norm that each of the K selected experts has."""
-    weights = torch.stack([conv.weight[:, :, 0, 0] for conv, _ in layers])
-    frozen = [_frozen_norm(norm) for _, norm in layers]
-    scale, shift = (torch.stack(values) for values in zip(*frozen, strict=True))
-    y = weights.to(x.dtype)[indices] @ x
-    # Autocast may have lowered the type of y.
-    return y * scale.to(y.dtype)[indices].unsqueeze(-1) + shift.to(y.dtype)[indices].unsqueeze(-1)
+    folded = [_frozen_layer(conv, norm) for conv, norm in layers]
+    weights, biases = (torch.stack(values).to(x.dtype) for values in zip(*folded, strict=True))
+    y = weights[:, :, :, 0, 0][indices] @ x
+    return y + biases[indices].unsqueeze(-1).to(y.dtype)  # autocast may have lowered the type of y
 
 
-def _frozen_norm(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the scale and the shift that a BatchNorm applies in eval."""
-    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+def _frozen_layer(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution with its norm, be it folded already or not."""
+    if isinstance(norm, nn.Identity) and conv.bias is not None:
+        return conv.weight, conv.bias
+    if not has_frozen_statistics(norm):
         raise ValueError(
             "dispatch must not be 'static' unless norm_layer is BatchNorm2d with running statistics, "
             f"got {type(norm).__name__}; use 'dense'"
         )
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift + norm.bias if norm.affine else shift
+    return folded_weights(conv, norm)

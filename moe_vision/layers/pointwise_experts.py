@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_vision._types import LayerFactory
 from moe_vision.layers.checks import check_positive
 from moe_vision.layers.experts import gathered_pointwise
+from moe_vision.layers.fusion import fold_norm, in_place
 
 
 class PointwiseExpert(nn.Module):
@@ -36,13 +37,19 @@ class PointwiseExpert(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.norm1 = norm_layer(2 * channels)
-        self.act = nn.SiLU()
+        self.act: nn.Module = nn.SiLU()
         self.conv2 = nn.Conv2d(2 * channels, channels, 1, bias=False)
         self.norm2 = norm_layer(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of one expert for a feature map."""
         return cast(Tensor, self.norm2(self.conv2(self.act(self.norm1(self.conv1(x))))))
+
+    def reparameterize(self) -> None:
+        """Fold the norms into the convolutions, see `moe_vision.fuse`."""
+        self.conv1, self.norm1 = fold_norm(self.conv1, self.norm1)
+        self.conv2, self.norm2 = fold_norm(self.conv2, self.norm2)
+        self.act = in_place(self.act)
 
 
 class PointwiseExperts(nn.ModuleList):

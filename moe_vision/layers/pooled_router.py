@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import LayerFactory
 from moe_vision.layers.checks import check_feature_map, check_positive
+from moe_vision.layers.fusion import fold_norm
 from moe_vision.layers.precision import without_autocast
 
 POOL = 4  # pixels a side that the router averages before it convolves
@@ -67,3 +68,8 @@ class PooledRouter(nn.Module):
                 x = F.avg_pool2d(x, POOL)
             maps = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
             return cast(Tensor, maps.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32)))
+
+    def reparameterize(self) -> None:
+        """Fold the norms into the convolutions, see `moe_vision.fuse`."""
+        self.conv1, self.norm1 = fold_norm(self.conv1, self.norm1)
+        self.conv2, self.norm2 = fold_norm(self.conv2, self.norm2)

@@ -5,6 +5,7 @@ Axes: B images, N anchor points of all levels in the order P3, P4, P5 and row by
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -96,13 +97,10 @@ class DetectHead(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...] | list[Tensor]) -> DetectMaps:
         """Return the raw maps of the levels, joined along the anchor points."""
-        sides = [tower(x).flatten(2) for tower, x in zip(self.box_towers, features, strict=True)]
-        scores = [tower(x).flatten(2) for tower, x in zip(self.class_towers, features, strict=True)]
+        sides = rearrange(join_levels(self.box_towers, features), "b n (side bin) -> b n side bin", side=4)
+        scores = join_levels(self.class_towers, features)
         points, strides = anchor_points([(x.shape[2], x.shape[3]) for x in features], features[0].device)
-        joined_sides = rearrange(torch.cat(sides, dim=2), "b (side bin) n -> b n side bin", side=4)
-        joined_scores = rearrange(torch.cat(scores, dim=2), "b c n -> b n c")
-        boxes = decode_boxes(joined_sides, self.bins, points, strides)
-        return DetectMaps(joined_sides, boxes, joined_scores, points, strides)
+        return DetectMaps(sides, decode_boxes(sides, self.bins, points, strides), scores, points, strides)
 
     def _init_biases(self, num_classes: int) -> None:
         """Start with boxes of some size, and with the class scores of about 5 objects in a 640 x 640 image."""
@@ -110,6 +108,29 @@ class DetectHead(nn.Module):
             box_out, class_out = cast(nn.Sequential, box_tower)[-1], cast(nn.Sequential, class_tower)[-1]
             nn.init.constant_(cast(Tensor, box_out.bias), 1.0)
             nn.init.constant_(cast(Tensor, class_out.bias), math.log(5 / num_classes / (640 / stride) ** 2))
+
+
+def join_levels(towers: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
+    """Return what the towers give for their levels, a row for each anchor point.
+
+    Args:
+        towers: A module for each level.
+        features: The maps of the levels.
+
+    Shape:
+        - Input: maps (B, C_l, H_l, W_l), of which the towers make (B, C, H_l, W_l)
+        - Output: (B, N, C)
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from moe_vision.models.detect_head import join_levels
+        >>> levels = torch.rand(1, 8, 4, 4), torch.rand(1, 8, 2, 2)
+        >>> join_levels(nn.ModuleList([nn.Identity(), nn.Identity()]), levels).shape
+        torch.Size([1, 20, 8])
+    """
+    # Transposed before they are joined: of channels_last maps these are views.
+    return torch.cat([tower(x).flatten(2).transpose(1, 2) for tower, x in zip(towers, features, strict=True)], dim=1)
 
 
 def regression_tower(in_channels: int, width: int, out_channels: int) -> nn.Sequential:

@@ -6,12 +6,10 @@ Axes: B images, N anchor points of all levels in the order P3, P4, P5 and row by
 
 from typing import NamedTuple, cast
 
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from moe_vision.layers.convolution import ConvNormAct
-from moe_vision.models.detect_head import DetectHead, DetectMaps, regression_tower
+from moe_vision.models.detect_head import DetectHead, DetectMaps, join_levels, regression_tower
 
 NUM_PROTOTYPES = 32
 
@@ -106,6 +104,5 @@ class SegmentHead(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...] | list[Tensor]) -> SegmentMaps:
         """Return the raw maps of the levels, joined along the anchor points, and the prototypes."""
-        coefficients = [tower(x).flatten(2) for tower, x in zip(self.coefficient_towers, features, strict=True)]
-        joined = rearrange(torch.cat(coefficients, dim=2), "b c n -> b n c")
-        return SegmentMaps(cast(DetectMaps, self.detection(features)), joined, self.prototypes(features[0]))
+        coefficients = join_levels(self.coefficient_towers, features)
+        return SegmentMaps(cast(DetectMaps, self.detection(features)), coefficients, self.prototypes(features[0]))

@@ -119,7 +119,9 @@ def class_scores(logits: Tensor) -> list[dict[str, Any]]:
 
 def _keep(boxes: Tensor, scores: Tensor, score: float, iou: float, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the anchor points, scores and labels to keep of one image, the best first."""
-    points, labels = (scores > score).nonzero(as_tuple=True)
+    above = (scores.amax(dim=1) > score).nonzero().squeeze(1)  # few rows: less to search than all scores
+    rows, labels = (scores[above] > score).nonzero(as_tuple=True)
+    points = above[rows]
     values = scores[points, labels]
     if values.numel() > MAX_CANDIDATES:
         values, best = values.topk(MAX_CANDIDATES)

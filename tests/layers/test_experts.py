@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from moe_vision import DepthwiseExperts
@@ -96,7 +97,9 @@ def test_gathered_folds_any_batch_norm(affine: bool) -> None:
     assert_same(experts.eval().gathered(x, indices), experts(x)[torch.arange(3)[:, None], indices])
 
 
-@pytest.mark.parametrize("norm_layer", [nn.Identity, partial(nn.BatchNorm2d, track_running_stats=False)])
+@pytest.mark.parametrize(
+    "norm_layer", [nn.Identity, partial(nn.BatchNorm2d, track_running_stats=False), BatchNormAct2d]
+)
 def test_gathered_needs_frozen_statistics(norm_layer: type[nn.Module]) -> None:
     experts = DepthwiseExperts(4, norm_layer=norm_layer).eval()
     with pytest.raises(ValueError, match=r"dispatch must not be 'static' unless norm_layer is BatchNorm2d.*'dense'"):

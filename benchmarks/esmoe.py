@@ -5,9 +5,9 @@ The floor is the router and the same two experts, called directly. In eval every
 the ratios are averaged over the pairs. In training each image is routed by the router. Peak memory is what tensors hold
 at once besides weights and input, with the last pair; what a kernel takes for itself does not show.
 
-    python benchmarks/esmoe.py [--rounds 15] [--side 160 80 40 20]
+    python benchmarks/esmoe.py [--rounds 15] [--size 160 80 40 20]
 
-Each row is added to the results when it is measured, so that sides can be measured one by one.
+Each row is added to the results when it is measured, so that sizes can be measured one by one.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CHANNELS = {160: 64, 80: 128, 40: 128, 20: 256}  # by the side of the feature ma
 BATCHES = (1, 8)
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 KINDS = ("built", "fused")
-KEY = ("side", "batch", "format", "layer")
+KEY = ("size", "batch", "format", "layer")
 
 
 def force_pair(layer: ESMoE, pair: tuple[int, int]) -> None:
@@ -86,24 +86,24 @@ def train_row(layer: ESMoE, x: Tensor, rounds: int) -> dict[str, Any]:
     }
 
 
-def row(side: int, batch: int, memory_format: str, kind: str, rounds: int) -> dict[str, Any]:
-    layer = ESMoE(CHANNELS[side], num_experts=4, top_k=2).eval()
+def row(size: int, batch: int, memory_format: str, kind: str, rounds: int) -> dict[str, Any]:
+    layer = ESMoE(CHANNELS[size], num_experts=4, top_k=2).eval()
     layer = (fuse(layer) if kind == "fused" else layer).to(memory_format=FORMATS[memory_format])
-    x = torch.rand(batch, CHANNELS[side], side, side).to(memory_format=FORMATS[memory_format])
-    about = {"channels": CHANNELS[side], "side": side, "batch": batch, "format": memory_format, "layer": kind}
+    x = torch.rand(batch, CHANNELS[size], size, size).to(memory_format=FORMATS[memory_format])
+    about = {"channels": CHANNELS[size], "size": size, "batch": batch, "format": memory_format, "layer": kind}
     figures = eval_row(layer, x, rounds)
     if kind == "built":
-        figures |= train_row(ESMoE(CHANNELS[side]).to(memory_format=FORMATS[memory_format]), x, rounds)
+        figures |= train_row(ESMoE(CHANNELS[size]).to(memory_format=FORMATS[memory_format]), x, rounds)
     return {**about, **figures}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each kind (%(default)s)")
-    parser.add_argument("--side", type=int, nargs="+", default=list(CHANNELS), choices=CHANNELS, help="feature maps")
+    parser.add_argument("--size", type=int, nargs="+", default=list(CHANNELS), choices=CHANNELS, help="feature maps")
     options = parser.parse_args()
     torch.manual_seed(0)
-    for case in product(options.side, BATCHES, FORMATS, KINDS):
+    for case in product(options.size, BATCHES, FORMATS, KINDS):
         measured = row(*case, options.rounds)
         path = merge_row("esmoe", measured, key=KEY)
         print({key: value for key, value in measured.items() if not isinstance(value, dict)}, flush=True)

@@ -4,19 +4,15 @@
 They are built with random weights from the names that their package gives them, by its public interface alone.
 """
 
-import os
 import re
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 PACKAGE = "ultralytics"
 TASKS = {"": "detect", "-seg": "segment", "-cls": "classify"}
-
-os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 
 def is_peer(name: str, task: str, scale: str) -> bool:
@@ -29,21 +25,10 @@ def is_peer(name: str, task: str, scale: str) -> bool:
 
 def fused(name: str) -> nn.Module:
     """Build a network and fuse it as its package does."""
-    network = _network(name)
+    network: Any = import_module(PACKAGE).YOLO(f"{name}.yaml", verbose=False)
     network.fuse()
     return network.model.eval()  # type: ignore[no-any-return]
 
 
-def export(name: str, folder: Path, image_size: int) -> Path:
-    """Write a network to ONNX as its package does, with a dynamic batch."""
-    network = _network(name)
-    network.ckpt_path = str(folder / f"{name}.pt")
-    return Path(network.export(format="onnx", imgsz=image_size, dynamic=True, simplify=False))
-
-
 def package_version() -> str:
     return f"{PACKAGE} {version(PACKAGE)}"
-
-
-def _network(name: str) -> Any:
-    return import_module(PACKAGE).YOLO(f"{name}.yaml", verbose=False)

@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from measure import RESULTS
 
+from moe_vision.models.config import TASKS
 from moe_vision.visualize.pictures import COLOURS
 
 ASSETS = RESULTS.parent.parent / "docs" / "assets"
@@ -55,7 +56,7 @@ def plot_network(rows: list[dict[str, Any]]) -> Figure:
     """Plot the time for an image of every network, one at a time, on all threads, with the quartiles."""
     threads = max(row["threads"] for row in rows)
     shown = [row for row in rows if row["batch"] == 1 and row["threads"] == threads]
-    tasks = list(dict.fromkeys(row["task"] for row in shown))
+    tasks = [task for task in TASKS if any(row["task"] == task for row in shown)]
     figure = Figure(figsize=(3.3 * len(tasks) + 1, 3.4), layout="constrained")
     for panel, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         cases = sorted((row for row in shown if row["task"] == task), key=lambda row: "nsmlx".index(row["scale"]))

@@ -12,6 +12,8 @@ from typing import Any
 
 from measure import RESULTS
 
+from moe_vision.models.config import TASKS
+
 Row = dict[str, Any]
 
 
@@ -30,6 +32,7 @@ def circumstances(record: Row) -> str:
     sources = [record] if "machine" in record else record["rows"]
     places = {f"{row['machine']['cpu']}, {row['machine']['cores']} cores" for row in sources}
     versions = {f"{name} {number}" for row in sources for name, number in row["versions"].items()}
+    versions |= {row["peers"] for row in sources if "peers" in row}
     days = sorted({row["date"] for row in sources})
     period = " to ".join(dict.fromkeys((days[0], days[-1])))
     return f"{'; '.join(sorted(places))}; {', '.join(sorted(versions))}; {period}."
@@ -56,7 +59,9 @@ def network(rows: Sequence[Row]) -> str:
     titles = ["network", "batch", "threads", "built, ms", "fused, ms", "images/s", "fused / built"]
     lines = [[*titles, "fused: sparse / every expert", "sparse / twin", "channels_last / contiguous"]]
     peers = [["network", "batch", "threads", "ms", "peer", "its ms", "ratio", "its ms in channels_last"]]
-    for row in sorted(rows, key=lambda row: (row["task"], "nsmlx".index(row["scale"]), row["batch"], row["threads"])):
+    for row in sorted(
+        rows, key=lambda row: (TASKS.index(row["task"]), "nsmlx".index(row["scale"]), row["batch"], row["threads"])
+    ):
         about = [f"{row['task']} {row['scale']}", str(row["batch"]), str(row["threads"])]
         times, ratios = row["ms"], row["ratios"]
         rate = row["images_per_second"]["sparse, fused"]
@@ -97,7 +102,7 @@ def scaling(rows: Sequence[Row]) -> str:
         for name in ("sparse", "dense"):
             growth = [f"{point['growth'][name]:.2f}" for point in points]
             lines.append([f"{name}, relative", *growth])
-        lines.append(["sparse, ms", *(f"{point['ms']['sparse']['median']:.2f}" for point in points])])
+        lines.append(["sparse, ms", *(f"{point['ms']['sparse']['median']:.2f}" for point in points)])
         text += f"{markdown(lines)}\n"
     return text.rstrip("\n") + "\n"
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from moe_vision import create_model, load_official, predict
 from moe_vision.cli import benchmark, main
 from moe_vision.cli.options import print_metrics
 from moe_vision.diagnostics import count_flops, count_parameters, measure_flops
-from moe_vision.models import load_checkpoint, save_checkpoint
+from moe_vision.models import YOLOMaster, load_checkpoint, save_checkpoint
 from moe_vision.models.config import SCALES
 from tests.data.conftest import VOCFolder
 from tests.models.official_states import fixture_state
@@ -302,7 +303,15 @@ def test_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, file = tmp_path / "weights.safetensors", tmp_path / "benchmark.json"
     save_checkpoint(create_model("yolo_master_n", task="classify", num_classes=3, image_size=64), weights)
     options = ["--batch-size", "2", "--rounds", "2", "--threads", str(torch.get_num_threads()), "--json", str(file)]
-    assert main(["benchmark", str(weights), *options]) == 0
+    shapes = set()
+
+    def note(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, YOLOMaster) and not inputs[0].is_meta:  # on meta, operations are counted
+            shapes.add(tuple(inputs[0].shape))
+
+    with register_module_forward_pre_hook(note):
+        assert main(["benchmark", str(weights), *options]) == 0
+    assert shapes == {(2, 3, 64, 64)}
     figures = json.loads(file.read_text())
     model = load_checkpoint(weights)
     assert (figures["image_size"], figures["batch_size"], figures["threads"]) == (64, 2, torch.get_num_threads())

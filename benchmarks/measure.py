@@ -4,33 +4,58 @@
 import json
 import os
 import platform
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor, nn
+
+from moe_vision import ESMoE
+from moe_vision.diagnostics import Latency, compare_latency
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved_medians(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Time the calls in turn, round after round, so that a drift of the machine's speed meets all; medians in ms."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    """Time the calls in turn and return the medians in ms."""
+    return {name: time.median for name, time in compare_latency(calls, rounds=rounds).items()}
+
+
+def quartiles(times: Mapping[str, Latency]) -> dict[str, dict[str, float]]:
+    """Return times in ms as a record: by name the median, the lower and the upper quartile."""
+    return {name: {key: round(value, 3) for key, value in time._asdict().items()} for name, time in times.items()}
+
+
+class EveryPair:
+    """A hook that lets images select all pairs (or sets of K) of experts in turn, whatever the router says.
+
+    Experts differ in cost, and routers with random weights choose the same few for every image. The router still runs.
+    """
+
+    def __init__(self, top_k: int, start: int) -> None:
+        self.top_k = top_k
+        self.next = start
+
+    def __call__(self, router: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        """Return logits that select the next sets."""
+        sets = list(combinations(range(logits.shape[1]), self.top_k))
+        chosen = torch.tensor([sets[(self.next + image) % len(sets)] for image in range(len(logits))])
+        self.next += 1
+        return torch.zeros_like(logits).scatter(1, chosen, 5.0)
+
+
+def select_every_pair(model: nn.Module) -> None:
+    """Let images select every set of experts in turn, at each ES-MoE block of a model; each block starts elsewhere."""
+    layers = [layer for layer in model.modules() if isinstance(layer, ESMoE)]
+    for index, layer in enumerate(layers):
+        layer.router.register_forward_hook(EveryPair(layer.gate.top_k, start=index))
 
 
 def write_result(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:

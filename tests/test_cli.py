@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from moe_vision import create_model, load_official, predict
-from moe_vision.cli import main
+from moe_vision.cli import benchmark, main
 from moe_vision.cli.options import print_metrics
-from moe_vision.models import load_checkpoint, save_checkpoint
+from moe_vision.diagnostics import count_flops, count_parameters, measure_flops
+from moe_vision.models import YOLOMaster, load_checkpoint, save_checkpoint
 from moe_vision.models.config import SCALES
 from tests.data.conftest import VOCFolder
 from tests.models.official_states import fixture_state
 from tests.models.reference_detector import busy_detector, busy_segmenter
 
-COMMANDS = ("demo", "data", "train", "val", "predict", "convert")
+COMMANDS = ("demo", "data", "train", "val", "predict", "convert", "benchmark")
 
 
 class Run(NamedTuple):
@@ -110,6 +112,11 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["val", "w", "--data", "none", "--xyz"], "there is no option --xyz; see moe-vision val --help"),
         (["train", "--data", "none", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["train", "--data", "none", "--image-size", "100"], "image_size must be a multiple of 32, got 100"),
+        (["benchmark", "yolo_master_q"], "model must be a checkpoint or one of yolo_master_l, yolo_master_m, "),
+        (["benchmark", "yolo_master_n", "--image-size", "100"], "image_size must be a multiple of 32, got 100"),
+        (["benchmark", "yolo_master_n", "--image-size", "64", "--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["benchmark", "yolo_master_n", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["benchmark", "yolo_master_n", "--threads", "-1"], "threads must be at least 1, got -1"),
         (["train", "--data", "none", "--precision", "fp8"], "precision must be no, bf16 or fp16, got fp8"),
     ],
 )
@@ -290,6 +297,46 @@ def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "path must end in .safetensors, got out.pt" in complaint(["convert", source, tmp_path / "out.pt"], capsys)
     source.write_bytes(source.read_bytes()[:5000])
     assert "released.pt can't be converted: it is truncated" in complaint(["convert", source, out], capsys)
+
+
+def test_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, file = tmp_path / "weights.safetensors", tmp_path / "benchmark.json"
+    save_checkpoint(create_model("yolo_master_n", task="classify", num_classes=3, image_size=64), weights)
+    options = ["--batch-size", "2", "--rounds", "2", "--threads", str(torch.get_num_threads()), "--json", str(file)]
+    shapes = set()
+
+    def note(module: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, YOLOMaster) and not inputs[0].is_meta:  # on meta, operations are counted
+            shapes.add(tuple(inputs[0].shape))
+
+    with register_module_forward_pre_hook(note):
+        assert main(["benchmark", str(weights), *options]) == 0
+    assert shapes == {(2, 3, 64, 64)}
+    figures = json.loads(file.read_text())
+    model = load_checkpoint(weights)
+    assert (figures["image_size"], figures["batch_size"], figures["threads"]) == (64, 2, torch.get_num_threads())
+    assert (figures["parameters"], figures["active_parameters"]) == count_parameters(model)
+    assert (figures["flops"], figures["active_flops"]) == count_flops(model, (3, 64, 64))
+    cost, header, *rows = capsys.readouterr().out.splitlines()
+    assert cost.endswith(f"; 2 x 64 x 64, {torch.get_num_threads()} threads")
+    assert header.split() == ["median,", "ms", "quartiles,", "ms", "images/s"]
+    for row, name in zip(rows, ("as built", "fused", "every expert"), strict=True):
+        time = figures["milliseconds"][name]
+        assert 0 < time["lower"] <= time["median"] <= time["upper"]
+        rate = 2 / (time["median"] / 1e3)  # two images a forward
+        assert figures["images_per_second"][name] == pytest.approx(rate)
+        assert row.startswith(name)
+        assert [float(cell) for cell in row.removeprefix(name).split() if cell != "-"] == pytest.approx(
+            [time["median"], time["lower"], time["upper"], rate], abs=0.051
+        )
+
+
+def test_benchmark_times_the_network_with_and_without_the_unselected_experts() -> None:
+    model = create_model("yolo_master_n", num_classes=3)
+    shape = (3, 64, 64)
+    ran = {name: measure_flops(way, torch.rand(1, *shape)) for name, way in benchmark.ways_to_run(model.eval()).items()}
+    assert ran["every expert"] == [count_flops(model, shape).total]
+    assert ran["as built"] == ran["fused"] < ran["every expert"]
 
 
 def test_predict_outlines_what_it_segments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

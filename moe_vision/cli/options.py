@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands share: the option for the data, and how metrics are printed."""
+"""What several commands share: the option for the data, what a network costs, and how metrics are printed."""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the command line answers without waiting for torch
+    from torch import nn
+
+    from moe_vision._types import DispatchMode
 
 COUNTS = {"class_images": "images", "class_objects": "objects"}
 OF_OBJECTS = {"map": "mAP 50:95", "map50": "mAP 50", "precision": "precision", "recall": "recall"}
@@ -22,6 +27,36 @@ def add_data(command: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="data set of Pascal VOC, COCO, YOLO or instance-index PNG; to classify, of folders or a list",
+    )
+
+
+def set_dispatch(model: "nn.Module", dispatch: "DispatchMode") -> None:
+    """Choose the executor of every mixture of a model."""
+    from moe_vision.layers import ESMoE
+
+    for layer in model.modules():
+        if isinstance(layer, ESMoE):
+            layer.dispatch = dispatch
+
+
+def count_cost(model: "nn.Module", size: int) -> dict[str, int]:
+    """Return the parameters, and the operations for an image with sides of ``size`` pixels; all and active."""
+    from moe_vision.diagnostics import count_flops, count_parameters
+
+    parameters, flops = count_parameters(model), count_flops(model, (3, size, size))
+    return {
+        "parameters": parameters.total,
+        "active_parameters": parameters.active,
+        "flops": flops.total,
+        "active_flops": flops.active,
+    }
+
+
+def describe_cost(cost: dict[str, Any]) -> str:
+    """Say in half a line what `count_cost` counted."""
+    return (
+        f"parameters {cost['parameters'] / 1e6:.2f} M, {cost['active_parameters'] / 1e6:.2f} M active; "
+        f"{cost['flops'] / 1e9:.2f} GFLOPs, {cost['active_flops'] / 1e9:.2f} active"
     )
 
 

@@ -4,12 +4,9 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from moe_vision.cli.options import add_data, print_metrics
-
-if TYPE_CHECKING:  # the command line answers without waiting for torch
-    from torch import nn
+from moe_vision.cli.options import add_data, count_cost, describe_cost, print_metrics, set_dispatch
 
 
 def add_to(commands: Any) -> argparse.ArgumentParser:
@@ -31,40 +28,20 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Evaluate a checkpoint, and print its metrics."""
     from moe_vision.data import open_dataset
-    from moe_vision.layers import ESMoE
+    from moe_vision.diagnostics import measure_latency
     from moe_vision.models import load_checkpoint
     from moe_vision.train import evaluate
 
     model = load_checkpoint(options.weights)
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            module.dispatch = options.dispatch
+    set_dispatch(model, options.dispatch)
     data = open_dataset(options.data, options.split, task=model.config.task, classes=model.class_names)
     print(data.summary())
     size = options.image_size or model.image_size
-    cost = _cost(model, size)
-    print(
-        f"parameters {cost['parameters'] / 1e6:.2f} M, {cost['active_parameters'] / 1e6:.2f} M active; "
-        f"{cost['flops'] / 1e9:.2f} GFLOPs, {cost['active_flops'] / 1e9:.2f} active; "
-        f"{cost['milliseconds']:.1f} ms for an image of {size} x {size}"
-    )
+    cost = {**count_cost(model, size), "milliseconds": measure_latency(model, (3, size, size))}
+    print(f"{describe_cost(cost)}; {cost['milliseconds']:.1f} ms for an image of {size} x {size}")
     metrics = evaluate(model, data, image_size=size, batch_size=options.batch_size, progress=True, pictures=options.out)
     print_metrics(metrics)
     if options.out is not None:
         print(f"Pictures drawn to {options.out}")
     if options.json is not None:
         options.json.write_text(json.dumps({**metrics, **cost}, indent=2))
-
-
-def _cost(model: "nn.Module", size: int) -> dict[str, float]:
-    from moe_vision.diagnostics import count_flops, count_parameters, measure_latency
-
-    shape = (3, size, size)
-    parameters, flops = count_parameters(model), count_flops(model, shape)
-    return {
-        "parameters": parameters.total,
-        "active_parameters": parameters.active,
-        "flops": flops.total,
-        "active_flops": flops.active,
-        "milliseconds": measure_latency(model, shape),
-    }

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters and operations: the figures of the model table."""
 
-import time
-
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_vision import ESMoE, create_model
-from moe_vision.diagnostics import Cost, count_flops, count_parameters, measure_latency
+from moe_vision.diagnostics import Cost, count_flops, count_parameters
 
 
 def test_dense_model_is_all_active() -> None:
@@ -50,18 +48,3 @@ def test_nested_and_root_layers_count_the_same() -> None:
     layer = ESMoE(8, top_k=1)
     assert count_flops(layer, (8, 6, 6)) == count_flops(nn.Sequential(nn.Sequential(layer)), (8, 6, 6))
     assert isinstance(count_parameters(layer), Cost)
-
-
-def test_latency_is_the_median_of_the_rounds_after_the_first() -> None:
-    class Slow(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(1))
-            self.naps = iter([0.2, 0.01, 0.01, 0.01, 0.2])
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            assert x.shape == (1, 3, 8, 8)
-            time.sleep(next(self.naps))
-            return x
-
-    assert 10 <= measure_latency(Slow(), (3, 8, 8), rounds=4) < 100

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of what esmoe.py, network.py, network_profile.py and scaling.py measured, for the documentation.
+
+    python benchmarks/speed_table.py
+
+reads their JSON in benchmarks/results and writes a .md beside each.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from measure import RESULTS
+
+from moe_vision.models.config import TASKS
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    for name, tables in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            record = json.loads(path.read_text())
+            text = f"{tables(record['rows'])}\n{circumstances(record)}\n"
+            path.with_suffix(".md").write_text(text)
+            print(f"{name}\n\n{text}")
+
+
+def circumstances(record: Row) -> str:
+    """Say on what the rows were measured, each machine and version once."""
+    sources = [record] if "machine" in record else record["rows"]
+    places = {f"{row['machine']['cpu']}, {row['machine']['cores']} cores" for row in sources}
+    versions = {f"{name} {number}" for row in sources for name, number in row["versions"].items()}
+    versions |= {row["peers"] for row in sources if "peers" in row}
+    days = sorted({row["date"] for row in sources})
+    period = " to ".join(dict.fromkeys((days[0], days[-1])))
+    return f"{'; '.join(sorted(places))}; {', '.join(sorted(versions))}; {period}."
+
+
+def esmoe(rows: Sequence[Row]) -> str:
+    """Tabulate the layer: ratios of times, and megabytes at the peak."""
+    titles = ["map", "batch", "format", "layer", "sparse / dense", "sparse / floor", "MB sparse, dense, floor"]
+    lines = [[*titles, "training: sparse / dense", "MB sparse, dense"]]
+    for row in sorted(rows, key=lambda row: (-row["size"], row["batch"], row["format"], row["layer"])):
+        about = [f"{row['channels']} x {row['size']}²", str(row["batch"]), row["format"], row["layer"]]
+        ratios = [f"{row[name]:.2f}" for name in ("sparse/dense", "sparse/floor")]
+        memory = " ".join(f"{row['peak_mb'][name]:.1f}" for name in ("sparse", "dense", "floor"))
+        training = ["", ""]
+        if row["layer"] == "built":
+            peak = row["train_peak_mb"]
+            training = [f"{row['train sparse/dense']:.2f}", f"{peak['sparse']:.1f} {peak['dense']:.1f}"]
+        lines.append([*about, *ratios, memory, *training])
+    return markdown(lines)
+
+
+def network(rows: Sequence[Row]) -> str:
+    """Tabulate networks of ours, then those of peers beside the one of ours of the same scale."""
+    titles = ["network", "batch", "threads", "built, ms", "fused, ms", "images/s", "fused / built"]
+    lines = [[*titles, "fused: sparse / every expert", "sparse / twin", "channels_last / contiguous"]]
+    peers = [["network", "batch", "threads", "ms", "peer", "its ms", "ratio", "its ms in channels_last"]]
+    for row in sorted(
+        rows, key=lambda row: (TASKS.index(row["task"]), "nsmlx".index(row["scale"]), row["batch"], row["threads"])
+    ):
+        about = [f"{row['task']} {row['scale']}", str(row["batch"]), str(row["threads"])]
+        times, ratios = row["ms"], row["ratios"]
+        rate = row["images_per_second"]["sparse, fused"]
+        shown = [_spread(times["sparse, built"]), _spread(times["sparse, fused"]), f"{rate:.1f}"]
+        names = ("fused/built", "fused sparse/every expert", "fused sparse/twin")
+        formats = times["sparse, fused"]["median"] / times["sparse, fused, contiguous"]["median"]
+        lines.append([*about, *shown, *(f"{ratios[name]:.2f}" for name in names), f"{formats:.2f}"])
+        for name in _peers(row):
+            ours, theirs, other = (
+                times[key] for key in ("sparse, fused", f"{name}, fused", f"{name}, fused, channels_last")
+            )
+            ratio = ours["median"] / theirs["median"]
+            peers.append([*about, _spread(ours), name, _spread(theirs), f"{ratio:.2f}", f"{other['median']:.1f}"])
+    return markdown(lines) + (f"\n{markdown(peers)}" if len(peers) > 1 else "")
+
+
+def profile(rows: Sequence[Row]) -> str:
+    """Tabulate the parts of the n detector, a table for each number of threads."""
+    text = ""
+    for threads in sorted({row["threads"] for row in rows}):
+        cases = {row["layer"]: row for row in rows if row["threads"] == threads}
+        lines = [["part", *(f"{kind}: {title}" for kind in cases for title in ("ms", "share", "floors"))]]
+        for parts in zip(*(case["parts"] for case in cases.values()), strict=True):
+            cells = [cell for part in parts for cell in _part(part)]
+            lines.append([parts[0]["part"], *cells])
+        totals = [cell for case in cases.values() for cell in (f"{case['total_ms']:.1f}", "100 %", "")]
+        text += f"{threads} {'thread' if threads == 1 else 'threads'}:\n\n{markdown([*lines, ['all', *totals]])}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def scaling(rows: Sequence[Row]) -> str:
+    """Tabulate each sweep: growth of sparse and dense, and the milliseconds of sparse."""
+    text = ""
+    for row in rows:
+        points = row["points"]
+        held = ", ".join(f"{name} {value}" for name, value in row["fixed"].items())
+        lines = [[f"{row['varied']} ({held})", *(str(point[row["varied"]]) for point in points)]]
+        for name in ("sparse", "dense"):
+            growth = [f"{point['growth'][name]:.2f}" for point in points]
+            lines.append([f"{name}, relative", *growth])
+        lines.append(["sparse, ms", *(f"{point['ms']['sparse']['median']:.2f}" for point in points)])
+        text += f"{markdown(lines)}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; the first line has the titles."""
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in ruled)
+
+
+def _spread(time: dict[str, float]) -> str:
+    return f"{time['median']:.1f} ({time['lower']:.1f} to {time['upper']:.1f})"
+
+
+def _part(part: Row) -> list[str]:
+    floors = f"{part['block/floor']:.2f}" if "block/floor" in part else ""
+    return [f"{part['ms']:.1f}", f"{part['share']:.0%}".replace("%", " %"), floors]
+
+
+def _peers(row: Row) -> list[str]:
+    return [
+        name.removeprefix("fused/") for name in row["ratios"] if name.startswith("fused/") and name != "fused/built"
+    ]
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "esmoe": esmoe,
+    "network": network,
+    "network_profile": profile,
+    "scaling": scaling,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from moe_vision._types import DispatchMode, ExpertInit, ExpertKind, LayerFactory
 from moe_vision.layers.checks import check_choice, check_feature_map, check_positive, check_top_k
 from moe_vision.layers.dispatch import DISPATCH_MODES, Experts, mixture
 from moe_vision.layers.experts import DepthwiseExperts
+from moe_vision.layers.fusion import in_place
 from moe_vision.layers.gating import TopKGate
 from moe_vision.layers.routing import DynamicRouter, Routing
 
@@ -137,7 +138,7 @@ class ESMoE(nn.Module):
         self.shared_expert = _shared_expert(in_channels, out_channels, stride, layers, dd) if shared_expert else None
         output_norm = expert == "separable" if output_norm is None else output_norm
         self.norm = norm_layer(out_channels, **dd) if output_norm else nn.Identity()
-        self.act = act_layer() if output_norm else nn.Identity()
+        self.act: nn.Module = act_layer() if output_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixture of the experts that each image selects."""
@@ -152,6 +153,10 @@ class ESMoE(nn.Module):
             y = y + self.shared_expert(x)
         y = self.act(self.norm(y))
         return cast(Tensor, x + y if self.residual else y)
+
+    def reparameterize(self) -> None:
+        """Let the activation overwrite the mixture, see `moe_vision.fuse`; the experts fold their own norms."""
+        self.act = in_place(self.act)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the record of the last forward out of copies and pickles: tensors of a graph can't be copied."""

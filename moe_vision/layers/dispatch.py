@@ -14,7 +14,7 @@ Axes: B images, E experts, K selected experts, C channels.
 """
 
 from collections.abc import Callable, Iterable
-from typing import get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def dense(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         >>> torch.allclose(dispatch.dense(x, routing, experts), dispatch.grouped(x, routing, experts), atol=1e-6)
         True
     """
-    return _weighted_sum((expert(x), routing.weights[:, index]) for index, expert in enumerate(experts))
+    return _mix(x, routing.weights, experts, range(len(experts)))
 
 
 def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
@@ -68,7 +68,9 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """
     if x.shape[0] == 0:
         return dense(x, routing, experts)
-    selected = routing.indices.tolist()
+    selected = [set(chosen) for chosen in routing.indices.tolist()]
+    if not experts.training and all(chosen == selected[0] for chosen in selected):
+        return _mix(x, routing.weights, experts, sorted(selected[0]))
     # Images are cut apart and joined, not indexed: the gradient of that needs no zeros for the images left out, and
     # unlike index_select it keeps channels_last.
     images = x.chunk(x.shape[0])
@@ -77,8 +79,8 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     for index, expert in enumerate(experts):
         rows = [row for row, chosen in enumerate(selected) if index in chosen]
         if rows:
-            batch = x if len(rows) == len(images) else torch.cat([images[row] for row in rows])
-            for row, features in zip(rows, expert(batch).chunk(len(rows)), strict=True):
+            batch = expert(torch.cat([images[row] for row in rows]))
+            for row, features in zip(rows, batch.chunk(len(rows)), strict=True):
                 parts[row].append((features, routing.weights[row : row + 1, index]))
         elif experts.training:
             idle.append(expert(x[:0]))
@@ -92,11 +94,10 @@ def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """
     if experts.training or x.shape[0] == 0:
         return grouped(x, routing, experts)
-    mixtures = []
-    for row, chosen in enumerate(routing.indices.tolist()):
-        image, weights = x[row : row + 1], routing.weights[row : row + 1]
-        # In the order of `dense`, to the same rounding.
-        mixtures.append(_weighted_sum((experts[index](image), weights[:, index]) for index in sorted(chosen)))
+    mixtures = [
+        _mix(x[row : row + 1], routing.weights[row : row + 1], experts, sorted(chosen))
+        for row, chosen in enumerate(routing.indices.tolist())
+    ]
     return mixtures[0] if len(mixtures) == 1 else torch.cat(mixtures)
 
 
@@ -165,11 +166,16 @@ def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
     return per_image if x.shape[0] == 1 or x.numel() >= PER_IMAGE_MIN_ELEMENTS else grouped
 
 
+def _mix(x: Tensor, weights: Tensor, experts: Experts, chosen: Iterable[int]) -> Tensor:
+    """Mix the chosen experts, in ascending order so that every executor rounds alike, for all images of the batch."""
+    return _weighted_sum((experts[index](x), weights[:, index]) for index in chosen)
+
+
 def _weighted_sum(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """Add features (B, C, H, W) times weights (B,), in the type of the features (autocast may have lowered it)."""
-    aligned = ((features, weights.to(features.dtype)[:, None, None, None]) for features, weights in parts)
-    first, weights = next(aligned)
-    y = first * weights
-    for features, weights in aligned:
-        y = y.addcmul_(features, weights)  # in place: the sum belongs to nobody else yet
-    return y
+    y: Tensor | None = None
+    for features, weights in parts:
+        weights = weights.to(features.dtype)[:, None, None, None]
+        y = features * weights if y is None else y.addcmul_(features, weights)  # the sum is nobody else's yet
+        del features  # or its memory would not be there for the next expert
+    return cast(Tensor, y)

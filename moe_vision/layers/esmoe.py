@@ -11,7 +11,7 @@ from moe_vision._types import DispatchMode, ExpertInit, ExpertKind, LayerFactory
 from moe_vision.layers.checks import check_choice, check_feature_map, check_positive, check_top_k
 from moe_vision.layers.dispatch import DISPATCH_MODES, Experts, mixture
 from moe_vision.layers.experts import DepthwiseExperts
-from moe_vision.layers.fusion import in_place
+from moe_vision.layers.fusion import fold_sequence, in_place
 from moe_vision.layers.gating import TopKGate
 from moe_vision.layers.routing import DynamicRouter, Routing
 
@@ -151,11 +151,14 @@ class ESMoE(nn.Module):
         y = mixture(x, routing, self.experts, "dense" if all_take_part else self.dispatch)
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
-        y = self.act(self.norm(y))
+        y = self.norm(y)  # the mixture is let go before the activation needs memory
+        y = self.act(y)
         return cast(Tensor, x + y if self.residual else y)
 
     def reparameterize(self) -> None:
-        """Let the activation overwrite the mixture, see `moe_vision.fuse`; the experts fold their own norms."""
+        """Fold the norm of the shared expert, and let the activation overwrite its input, see `moe_vision.fuse`."""
+        if self.shared_expert is not None:
+            fold_sequence(self.shared_expert)
         self.act = in_place(self.act)
 
     def __getstate__(self) -> dict[str, Any]:

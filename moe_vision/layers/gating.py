@@ -153,11 +153,10 @@ def _select(logits: Tensor, k: int) -> Tensor:
     """Return the indices (B, K) of the k largest logits, best first, ties to the lowest index."""
     # topk leaves the order of ties open and ONNX has no stable sort; argmax takes the first of equals everywhere.
     remaining = logits.detach()
-    selected = []
-    for _ in range(k):
-        best = remaining.argmax(dim=-1, keepdim=True)
-        selected.append(best)
-        remaining = remaining.scatter(1, best, float("-inf"))
+    selected = [remaining.argmax(dim=-1, keepdim=True)]
+    while len(selected) < k:
+        remaining = remaining.scatter(1, selected[-1], float("-inf"))
+        selected.append(remaining.argmax(dim=-1, keepdim=True))
     return torch.cat(selected, dim=1)
 
 

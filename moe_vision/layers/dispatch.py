@@ -84,7 +84,7 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
                 parts[row].append((features, routing.weights[row : row + 1, index]))
         elif experts.training:
             idle.append(expert(x[:0]))
-    return torch.cat([*map(_weighted_sum, parts), *idle])
+    return torch.cat([*(_weighted_sum(of_image, experts.overwritable) for of_image in parts), *idle])
 
 
 def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
@@ -168,14 +168,19 @@ def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
 
 def _mix(x: Tensor, weights: Tensor, experts: Experts, chosen: Iterable[int]) -> Tensor:
     """Mix the chosen experts, in ascending order so that every executor rounds alike, for all images of the batch."""
-    return _weighted_sum((experts[index](x), weights[:, index]) for index in chosen)
+    return _weighted_sum(((experts[index](x), weights[:, index]) for index in chosen), experts.overwritable)
 
 
-def _weighted_sum(parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def _weighted_sum(parts: Iterable[tuple[Tensor, Tensor]], overwritable: bool) -> Tensor:
     """Add features (B, C, H, W) times weights (B,), in the type of the features (autocast may have lowered it)."""
     y: Tensor | None = None
     for features, weights in parts:
         weights = weights.to(features.dtype)[:, None, None, None]
-        y = features * weights if y is None else y.addcmul_(features, weights)  # the sum is nobody else's yet
+        if y is not None:
+            y = y.addcmul_(features, weights)  # in place: the sum is nobody else's yet
+        elif overwritable and not features.requires_grad:
+            y = features.mul_(weights)
+        else:
+            y = features * weights
         del features  # or its memory would not be there for the next expert
     return cast(Tensor, y)

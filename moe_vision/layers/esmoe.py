@@ -11,7 +11,7 @@ from moe_vision._types import DispatchMode, ExpertInit, ExpertKind, LayerFactory
 from moe_vision.layers.checks import check_choice, check_feature_map, check_positive, check_top_k
 from moe_vision.layers.dispatch import DISPATCH_MODES, Experts, mixture
 from moe_vision.layers.experts import DepthwiseExperts
-from moe_vision.layers.fusion import fold_sequence, in_place
+from moe_vision.layers.fusion import ScaleShift, fold_sequence, has_frozen_statistics, in_place
 from moe_vision.layers.gating import TopKGate
 from moe_vision.layers.routing import DynamicRouter, Routing
 
@@ -137,7 +137,7 @@ class ESMoE(nn.Module):
         )
         self.shared_expert = _shared_expert(in_channels, out_channels, stride, layers, dd) if shared_expert else None
         output_norm = expert == "separable" if output_norm is None else output_norm
-        self.norm = norm_layer(out_channels, **dd) if output_norm else nn.Identity()
+        self.norm: nn.Module = norm_layer(out_channels, **dd) if output_norm else nn.Identity()
         self.act: nn.Module = act_layer() if output_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,9 +156,12 @@ class ESMoE(nn.Module):
         return cast(Tensor, x + y if self.residual else y)
 
     def reparameterize(self) -> None:
-        """Fold the norm of the shared expert, and let the activation overwrite its input, see `moe_vision.fuse`."""
+        """Fold the norm of the shared expert, and let the rest overwrite what it takes, see `moe_vision.fuse`."""
         if self.shared_expert is not None:
             fold_sequence(self.shared_expert)
+        self.experts.overwritable = True
+        if has_frozen_statistics(self.norm):
+            self.norm = ScaleShift(self.norm)
         self.act = in_place(self.act)
 
     def __getstate__(self) -> dict[str, Any]:

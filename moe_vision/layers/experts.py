@@ -133,6 +133,9 @@ class DepthwiseExperts(nn.ModuleList):
         device: Where the parameters live.
         dtype: Type of the parameters.
 
+    Attributes:
+        overwritable: Whether executors may write over the features; set by `moe_vision.fuse`.
+
     Shape:
         - Input: (B, in_channels, H, W)
         - Output: every expert's features, (B, E, out_channels, ceil(H / stride), ceil(W / stride))
@@ -150,6 +153,8 @@ class DepthwiseExperts(nn.ModuleList):
         >>> experts[1](torch.rand(2, 8, 12, 10)).shape
         torch.Size([2, 8, 12, 10])
     """
+
+    overwritable = False
 
     def __init__(
         self,

@@ -110,18 +110,10 @@ def folded_weights(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
         >>> weight.shape, bias.shape
         (torch.Size([8, 3, 1, 1]), torch.Size([8]))
     """
-    norm = cast(nn.BatchNorm2d, norm)
-    precise = torch.promote_types(conv.weight.dtype, torch.float32)
-    scale = (cast(Tensor, norm.running_var).to(precise) + norm.eps).rsqrt()
-    if norm.affine:
-        scale = scale * norm.weight.to(precise)
-    shift = -cast(Tensor, norm.running_mean).to(precise)
+    scale, bias = _scale_and_shift(cast(nn.BatchNorm2d, norm))
     if conv.bias is not None:
-        shift = shift + conv.bias.to(precise)
-    bias = shift * scale
-    if norm.affine:
-        bias = bias + norm.bias.to(precise)
-    weight = conv.weight.to(precise) * scale[:, None, None, None]
+        bias = bias + conv.bias.to(scale.dtype) * scale
+    weight = conv.weight.to(scale.dtype) * scale[:, None, None, None]
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
 
@@ -160,6 +152,36 @@ def in_place(act: nn.Module) -> nn.Module:
     return act
 
 
+class ScaleShift(nn.Module):
+    """What a BatchNorm with running statistics is in eval, a scale and a shift a channel, written over its input.
+
+    Args:
+        norm: A norm for which `has_frozen_statistics` holds.
+
+    Shape:
+        - Input: (B, C, H, W)
+        - Output: as the input, in its memory
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from moe_vision.layers.fusion import ScaleShift
+        >>> ScaleShift(nn.BatchNorm2d(1, eps=0.0))(torch.full((1, 1, 1, 2), 3.0))
+        tensor([[[[3., 3.]]]], grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        scale, shift = _scale_and_shift(cast(nn.BatchNorm2d, norm))
+        dtype = cast(Tensor, norm.running_mean).dtype
+        self.scale = nn.Parameter(scale.detach().to(dtype)[:, None, None])
+        self.shift = nn.Parameter(shift.detach().to(dtype)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled and shifted features."""
+        return x.mul_(self.scale).add_(self.shift)
+
+
 def _fused(module: nn.Module) -> nn.Module:
     """Fuse a module and those inside it; blocks of some packages return another in their place."""
     method = _protocol_method(module)
@@ -170,6 +192,17 @@ def _fused(module: nn.Module) -> nn.Module:
     for name, child in list(module.named_children()):
         setattr(module, name, _fused(child))
     return module
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return what a norm multiplies each channel by and what it adds then, in fp32 at least; they carry its gradient."""
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    precise = torch.promote_types(mean.dtype, torch.float32)
+    scale = (variance.to(precise) + norm.eps).rsqrt()
+    if not norm.affine:
+        return scale, -mean.to(precise) * scale
+    scale = scale * norm.weight.to(precise)
+    return scale, norm.bias.to(precise) - mean.to(precise) * scale
 
 
 def _protocol_method(module: nn.Module) -> Callable[[], nn.Module | None] | None:

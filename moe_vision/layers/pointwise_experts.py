@@ -60,6 +60,9 @@ class PointwiseExperts(nn.ModuleList):
         num_experts: Number of experts E.
         norm_layer: Factory of norms, called with the number of channels.
 
+    Attributes:
+        overwritable: Whether executors may write over the features; set by `moe_vision.fuse`.
+
     Shape:
         - Input: (B, channels, H, W)
         - Output: every expert's features, (B, E, channels, H, W)
@@ -75,6 +78,7 @@ class PointwiseExperts(nn.ModuleList):
     """
 
     kind = "pointwise"
+    overwritable = False
 
     def __init__(self, channels: int, num_experts: int, *, norm_layer: LayerFactory = nn.BatchNorm2d) -> None:
         super().__init__()

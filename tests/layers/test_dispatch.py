@@ -232,6 +232,20 @@ def test_i31_all_experts_run_when_all_are_selected(mode: str) -> None:
     assert counts == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_what_an_expert_gave_is_not_written_over(mode: str) -> None:
+    layer, x = make_layer(dispatch=mode), make_images(3, 4, 6, 6)
+    seen: list[tuple[int, Tensor, Tensor]] = []
+    for index, expert in enumerate(layer.experts):
+        expert.register_forward_hook(lambda _, inputs, y, index=index: seen.append((index, inputs[0], y)))
+    with torch.no_grad():
+        layer(x)
+        recorded = seen.copy()
+        assert recorded or mode == "static"
+        for index, features, y in recorded:
+            assert torch.equal(y, layer.experts[index](features))
+
+
 def test_linear_experts_merge_in_eval() -> None:
     # None of the experts runs: their kernels are mixed and applied once.
     layer = make_layer(expert="depthwise", dispatch="auto")

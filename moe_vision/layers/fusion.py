@@ -195,7 +195,7 @@ def _fused(module: nn.Module) -> nn.Module:
 
 
 def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return what a norm multiplies each channel by and what it adds then, in fp32 at least; they carry its gradient."""
+    """Return what a norm multiplies each channel by and adds then, in fp32 at least; they carry its gradient."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     precise = torch.promote_types(mean.dtype, torch.float32)
     scale = (variance.to(precise) + norm.eps).rsqrt()

@@ -82,6 +82,8 @@ def circumstances() -> dict[str, Any]:
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])]),
         "date": date.today().isoformat(),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        # Threads and allocator: https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("MALLOC_", "OMP_", "GOMP_"))},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("moe-vision", "torch")}},
     }
 

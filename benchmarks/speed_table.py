@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of what esmoe.py, network.py, network_profile.py and scaling.py measured, for the documentation.
+"""The tables of what the benchmarks of speed measured, for the documentation.
 
     python benchmarks/speed_table.py
 
@@ -33,6 +33,7 @@ def circumstances(record: Row) -> str:
     places = {f"{row['machine']['cpu']}, {row['machine']['cores']} cores" for row in sources}
     versions = {f"{name} {number}" for row in sources for name, number in row["versions"].items()}
     versions |= {row["peers"] for row in sources if "peers" in row}
+    versions |= {f"{name}={value}" for row in sources for name, value in row.get("environment", {}).items()}
     days = sorted({row["date"] for row in sources})
     period = " to ".join(dict.fromkeys((days[0], days[-1])))
     return f"{'; '.join(sorted(places))}; {', '.join(sorted(versions))}; {period}."
@@ -107,6 +108,28 @@ def scaling(rows: Sequence[Row]) -> str:
     return text.rstrip("\n") + "\n"
 
 
+def executors(rows: Sequence[Row]) -> str:
+    """Tabulate the milliseconds of the executors of a mixture, the fastest of each row in bold."""
+    names = list(rows[0]["ms"])
+    lines = [["map", "batch", "format", *names]]
+    for row in rows:
+        about = [f"{row['channels']} x {row['size']}²", str(row["batch"]), row["memory_format"].split("_format")[0]]
+        best = min(row["ms"].values())
+        lines.append([*about, *(f"**{ms:.2f}**" if ms == best else f"{ms:.2f}" for ms in row["ms"].values())])
+    return markdown(lines)
+
+
+def training(rows: Sequence[Row]) -> str:
+    """Tabulate a training step: milliseconds an image and peak memory, also relative to the network without experts."""
+    lines = [["step", "batch", "ms an image", "relative", "MB at the peak", "relative"]]
+    for row in rows:
+        for name, ms in row["ms_per_image"].items():
+            relative, peak = row["time/none"][name], row["peak_mib"][name]
+            figures = [f"{ms:.0f}", f"{relative:.2f}", f"{peak:.0f}", f"{row['peak/none'][name]:.2f}"]
+            lines.append([name, str(row["batch"]), *figures])
+    return markdown(lines)
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; the first line has the titles."""
     ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
@@ -133,6 +156,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "network": network,
     "network_profile": profile,
     "scaling": scaling,
+    "executors": executors,
+    "training": training,
 }
 
 

@@ -25,9 +25,10 @@ def run(options: argparse.Namespace) -> None:
     """Predict on every image, and write the JSON and the pictures."""
     from moe_vision.data import to_image
     from moe_vision.inference import predict
+    from moe_vision.layers import fuse
     from moe_vision.models import load_checkpoint
 
-    model = load_checkpoint(options.weights)
+    model = fuse(load_checkpoint(options.weights))
     options.out.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     skipped = 0

@@ -6,8 +6,8 @@ They differ in which experts run and in what the hardware sees, never in the res
 | executor  | experts that run               | shapes  | host transfers | good for                               |
 |-----------|--------------------------------|---------|----------------|----------------------------------------|
 | dense     | all, on all images             | fixed   | 0              | training, compiling, exporting         |
-| grouped   | the selected, a batch each     | by data | 1              | batches; sparse training               |
-| per_image | the selected, an image at once | by data | 1              | large batches, or one image, on a CPU  |
+| grouped   | the selected, a batch each     | by data | 1              | batches of small maps; sparse training  |
+| per_image | the selected, an image at once | by data | 1              | large maps, or a single image, on a CPU |
 | static    | the selected, folded           | fixed   | 0              | CUDA graphs; any K of linear experts   |
 
 Axes: B images, E experts, K selected experts, C channels.
@@ -27,9 +27,9 @@ from moe_vision.layers.routing import Routing
 
 DISPATCH_MODES: tuple[str, ...] = get_args(DispatchMode)
 
-# Elements of a batch of feature maps from which an image at a time is faster, since its features stay in the cache;
+# Elements of an image's feature map from which an image at a time is faster, since its features stay in the cache;
 # below it the calls cost more than they save. From benchmarks/results/executors.json (2 cores).
-PER_IMAGE_MIN_ELEMENTS = 16 * 128 * 40 * 40
+PER_IMAGE_MIN_ELEMENTS = 64 * 80 * 80
 
 # Elements of a CUDA feature map from which half the expert work outweighs one host synchronisation; not yet measured.
 GROUPED_MIN_CUDA_ELEMENTS = 32 * 128 * 40 * 40
@@ -163,7 +163,7 @@ def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
         return dense
     if x.is_cuda:
         return grouped if x.numel() >= GROUPED_MIN_CUDA_ELEMENTS else dense
-    return per_image if x.shape[0] == 1 or x.numel() >= PER_IMAGE_MIN_ELEMENTS else grouped
+    return per_image if x.shape[0] == 1 or x.shape[1:].numel() >= PER_IMAGE_MIN_ELEMENTS else grouped
 
 
 def _mix(x: Tensor, weights: Tensor, experts: Experts, chosen: Iterable[int]) -> Tensor:

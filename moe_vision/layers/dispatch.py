@@ -6,8 +6,8 @@ They differ in which experts run and in what the hardware sees, never in the res
 | executor  | experts that run               | shapes  | host transfers | good for                               |
 |-----------|--------------------------------|---------|----------------|----------------------------------------|
 | dense     | all, on all images             | fixed   | 0              | training, compiling, exporting         |
-| grouped   | the selected, a batch each     | by data | 1              | batches of small maps; sparse training  |
-| per_image | the selected, an image at once | by data | 1              | large maps, or a single image, on a CPU |
+| grouped   | the selected, a batch each     | by data | 1              | batches of small maps; sparse training |
+| per_image | the selected, an image at once | by data | 1              | large maps, single images on a CPU     |
 | static    | the selected, folded           | fixed   | 0              | CUDA graphs; any K of linear experts   |
 
 Axes: B images, E experts, K selected experts, C channels.

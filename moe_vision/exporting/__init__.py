@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export to ONNX: every expert in the file, unselected ones do not run, checked before it is handed over."""
+
+from moe_vision.exporting.export import export
+from moe_vision.exporting.report import ExportReport
+
+__all__ = ["ExportReport", "export"]

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in an ONNX graph: where they lie, and that none of an expert's is missing."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from moe_vision.exporting.blocks import blocks_of
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir
+
+
+def move_into_branches(model: "onnx_ir.Model") -> None:
+    """Move each weight into the branches that use it, each its own copy.
+
+    ONNX Runtime lays out the weights of a convolution for the processor only if they lie in the same graph as the
+    convolution: twice to three times the speed of a branch.
+    """
+    import onnx_ir as ir
+
+    main = model.graph
+    for value in list(main.initializers.values()):
+        uses: dict[ir.Graph, list[tuple[ir.Node, int]]] = defaultdict(list)
+        for node, index in value.uses():
+            uses[node.graph].append((node, index))
+        branches = [graph for graph in uses if graph is not main]
+        if not branches or not value.shape:  # a number may stay
+            continue
+        if main not in uses:
+            del main.initializers[value.name]
+        for number, branch in enumerate(branches):
+            name = value.name if number == 0 and main not in uses else f"{value.name}.{number}"
+            own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+            branch.register_initializer(own)
+            for node, index in uses[branch]:
+                node.replace_input_with(index, own)
+
+
+def missing_weights(model: "onnx.ModelProto", module: nn.Module) -> list[str]:
+    """Return the names of the experts' kernels and matrices that are not in the file, value for value."""
+    present = {data for graph in _graphs(model.graph) for data in _values(graph)}
+    return [
+        f"{name}.experts.{parameter}"
+        for name, block in blocks_of(module).items()
+        for parameter, weight in block.experts.named_parameters()
+        if weight.ndim > 1 and _bytes(weight) not in present
+    ]
+
+
+def _graphs(graph: "onnx.GraphProto") -> Iterator["onnx.GraphProto"]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _values(graph: "onnx.GraphProto") -> Iterator[bytes]:
+    from onnx import numpy_helper
+
+    for tensor in graph.initializer:
+        if len(tensor.dims) > 1:
+            yield numpy_helper.to_array(tensor).tobytes()
+
+
+def _bytes(weight: torch.Tensor) -> bytes:
+    return bytes(weight.detach().cpu().contiguous().numpy().tobytes())

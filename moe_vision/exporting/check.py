@@ -9,7 +9,6 @@ also those that no image at hand would select. Axes: B images, E experts, K sele
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -163,7 +162,7 @@ class GraphCheck:
 
 
 def with_forced_routing(graph: "onnx.ModelProto", calls: int) -> "onnx.ModelProto":
-    """Return a copy whose last outputs, the logits of each call of a block, are inputs ``forced.0``, ``forced.1``, ..."""
+    """Return a copy whose last outputs, the logits of each call of a block, are the inputs ``forced.0`` and so on."""
     import onnx
 
     copy = onnx.ModelProto()

@@ -99,6 +99,8 @@ def build_graph(
 
 def dynamic_sizes(multiple: int) -> dict[int, Any]:
     """Return what is known of images of any number and size, whose sides are multiples of a number."""
+    if multiple == 1:  # there may be a smallest size, which nobody knows
+        return {0: Dim("batch"), 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     return {0: Dim("batch"), 2: multiple * Dim("height"), 3: multiple * Dim("width")}
 
 

@@ -53,7 +53,8 @@ class ExportReport:
     Examples:
         >>> from moe_vision.exporting.report import BlockReport, Comparison, ExportReport
         >>> block = BlockReport("moe", "index", 2, (6, 6, 5, 7))
-        >>> print(ExportReport(Path("net.onnx"), 4_000_000, 1e-4, (block,), (Comparison((1, 3, 64, 64), "forced", 1, 1e-7),)))
+        >>> run = Comparison((1, 3, 64, 64), "forced", 1, 1e-7)
+        >>> print(ExportReport(Path("net.onnx"), 4_000_000, 1e-4, (block,), (run,)))
         net.onnx: 4.0 MB
         block    form   experts  images that selected each
         moe      index  2 of 4   6 6 5 7
@@ -78,6 +79,5 @@ class ExportReport:
                 f"{block.name or 'itself':{width}} {block.form:6} {experts:8} {' '.join(map(str, block.images))}"
             )
         lines.append(f"{'images':17} routing  compared  error, at most {self.tolerance:.0e}")
-        for run in self.comparisons:
-            lines.append(f"{run.shape!s:17} {run.routing:8} {run.images:<9} {run.error:.1e}")
-        return "\n".join(lines)
+        runs = [f"{run.shape!s:17} {run.routing:8} {run.images:<9} {run.error:.1e}" for run in self.comparisons]
+        return "\n".join(lines + runs)

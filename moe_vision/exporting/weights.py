@@ -3,9 +3,8 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-import torch
 from torch import nn
 
 from moe_vision.exporting.blocks import blocks_of
@@ -24,32 +23,37 @@ def move_into_branches(model: "onnx_ir.Model") -> None:
     import onnx_ir as ir
 
     main = model.graph
-    for value in list(main.initializers.values()):
+    for name, value in list(main.initializers.items()):
         uses: dict[ir.Graph, list[tuple[ir.Node, int]]] = defaultdict(list)
         for node, index in value.uses():
-            uses[node.graph].append((node, index))
+            uses[cast(ir.Graph, node.graph)].append((node, index))
         branches = [graph for graph in uses if graph is not main]
         if not branches or not value.shape:  # a number may stay
             continue
         if main not in uses:
-            del main.initializers[value.name]
+            del main.initializers[name]
         for number, branch in enumerate(branches):
-            name = value.name if number == 0 and main not in uses else f"{value.name}.{number}"
-            own = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
+            own_name = name if number == 0 and main not in uses else f"{name}.{number}"
+            own = ir.Value(name=own_name, shape=value.shape, type=value.type, const_value=value.const_value)
             branch.register_initializer(own)
             for node, index in uses[branch]:
                 node.replace_input_with(index, own)
 
 
-def missing_weights(model: "onnx.ModelProto", module: nn.Module) -> list[str]:
-    """Return the names of the experts' kernels and matrices that are not in the file, value for value."""
-    present = {data for graph in _graphs(model.graph) for data in _values(graph)}
-    return [
-        f"{name}.experts.{parameter}"
+def expert_weights(module: nn.Module) -> dict[str, bytes]:
+    """Return the values of the experts' kernels and matrices by their names."""
+    return {
+        f"{name}.experts.{parameter}": bytes(weight.detach().contiguous().numpy().tobytes())
         for name, block in blocks_of(module).items()
         for parameter, weight in block.experts.named_parameters()
-        if weight.ndim > 1 and _bytes(weight) not in present
-    ]
+        if weight.ndim > 1
+    }
+
+
+def missing_weights(model: "onnx.ModelProto", weights: dict[str, bytes]) -> list[str]:
+    """Return the names of the weights that are not in the file, value for value."""
+    present = {data for graph in _graphs(model.graph) for data in _values(graph)}
+    return [name for name, data in weights.items() if data not in present]
 
 
 def _graphs(graph: "onnx.GraphProto") -> Iterator["onnx.GraphProto"]:
@@ -66,7 +70,3 @@ def _values(graph: "onnx.GraphProto") -> Iterator[bytes]:
     for tensor in graph.initializer:
         if len(tensor.dims) > 1:
             yield numpy_helper.to_array(tensor).tobytes()
-
-
-def _bytes(weight: torch.Tensor) -> bytes:
-    return bytes(weight.detach().cpu().contiguous().numpy().tobytes())

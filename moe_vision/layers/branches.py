@@ -9,6 +9,7 @@ holds the expert's weights. Axes: B images, E experts, C channels.
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
@@ -55,8 +56,13 @@ def _mixture(x: Tensor, weights: Tensor, experts: DepthwiseExperts | PointwiseEx
 
 
 def _no_features(x: Tensor, experts: DepthwiseExperts | PointwiseExperts) -> Tensor:
-    """Return zeros in the shape of an expert's features, without running one and without naming a dynamic size."""
+    """Return zeros in the shape of an expert's features.
+
+    No expert runs for it, which would stay in the graph, and the sizes come from an operator that divides by the
+    stride as a convolution does: the tracer must see that both branches have the same.
+    """
     first = experts[0]
     channels = first.conv_pw.out_channels if isinstance(first, SeparableExpert) else x.shape[1]
     stride = experts.stride if isinstance(experts, DepthwiseExperts) else 1
-    return torch.zeros_like(x[:, :1, ::stride, ::stride]).expand(-1, channels, -1, -1).contiguous()
+    one_channel = F.avg_pool2d(x[:, :1], kernel_size=1, stride=stride)
+    return torch.zeros_like(one_channel).expand(-1, channels, -1, -1).contiguous()

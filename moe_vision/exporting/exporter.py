@@ -16,7 +16,8 @@ from moe_vision.exporting.graph import ROUTING, build_graph, dynamic_sizes, name
 from moe_vision.exporting.inputs import check_shapes, example_images, multiple_of
 from moe_vision.exporting.metadata import metadata
 from moe_vision.exporting.report import ExportReport
-from moe_vision.exporting.weights import missing_weights, move_into_branches
+from moe_vision.exporting.suppression import Suppression, add_suppression, check_suppression
+from moe_vision.exporting.weights import expert_weights, missing_weights, move_into_branches
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.fusion import fuse
 
@@ -37,6 +38,7 @@ def export(
     sparse: SparseForm = "index",
     dynamic: bool = True,
     half: bool = False,
+    suppress: Suppression | None = None,
 ) -> ExportReport:
     """Write a module to an ONNX file that gives in ONNX Runtime what the module gives in eval, for every input.
 
@@ -56,10 +58,11 @@ def export(
         dynamic: Take any number of images of any size, in multiples of 32 unless the example's sides are none or the
             module is a bare layer. Otherwise the example's shape alone.
         half: Keep weights and features in fp16; input and outputs stay fp32, as do the routers.
+        suppress: Drop boxes that score low or repeat others within the file, see `moe_vision.exporting.Suppression`.
 
     Shape:
         - Input of the file: ``images`` (B, C, H, W), float32
-        - Output of the file: what the module returns in eval, by the names of its fields, or ``output``
+        - Output of the file: what the module returns in eval, by the names of its fields, or ``output``, ``output_0``
 
     Raises:
         ModuleNotFoundError: If the extra ``export`` is not installed.
@@ -78,23 +81,27 @@ def export(
     _check_installed()
     check_choice("sparse", sparse, get_args(SparseForm))
     path = _check_path(Path(path))
+    if suppress is not None:
+        check_suppression(suppress, module)
     example = example_images(module, example, image_size, dynamic)
     shapes = check_shapes(example, dynamic)
     reference = copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(False)
     outputs, calls = _signature(reference, shapes[0])
     dtype = torch.float16 if half else torch.float32
-    deployed = fuse(reference).to(dtype, memory_format=torch.contiguous_format)
+    deployed = fuse(reference).to(dtype).to(memory_format=torch.contiguous_format)
     set_forms(deployed, sparse)
+    weights = expert_weights(deployed)
     names = [*outputs, *(f"{ROUTING}{index}.{name}" for index, name in enumerate(calls))]
     sizes = dynamic_sizes(multiple_of(module, example)) if dynamic else {}
     model = build_graph(deployed, example, names, sizes, dtype)
     graph = _finish(model, metadata(module, example, sparse=sparse, dynamic=dynamic, half=half))
-
-    if missing := missing_weights(graph, deployed):
+    if missing := missing_weights(graph, weights):
         raise ValueError(f"the file must hold the weights of all experts, but it lacks {', '.join(missing)}")
     check = GraphCheck(graph, reference, calls, sparse, TOLERANCES[dtype])
     comparisons = check.run(shapes)
     del graph.graph.output[len(outputs) :]
+    if suppress is not None:
+        add_suppression(graph, suppress)
     _write(graph, path)
     return ExportReport(path, path.stat().st_size, check.tolerance, check.reports(), tuple(comparisons))
 
@@ -129,8 +136,8 @@ def _finish(model: "onnx_ir.Model", about: dict[str, str]) -> "onnx.ModelProto":
     """Put weights into their branches and the metadata into the file; leave out what the tracer noted of its source."""
     import onnx_ir
 
-    for value in list(model.graph.initializers.values()):
-        value.name = value.name.removeprefix("module.")  # of the tracer's wrapper
+    for name, value in list(model.graph.initializers.items()):
+        value.name = name.removeprefix("module.")  # of the tracer's wrapper
     move_into_branches(model)
     for node in model.graph.all_nodes():
         node.metadata_props.clear()

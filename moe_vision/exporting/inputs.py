@@ -43,8 +43,9 @@ def check_shapes(example: Tensor, dynamic: bool) -> list[Shape]:
     batch, channels, height, width = example.shape
     if not dynamic:
         return [(batch, channels, height, width)]
-    other = height // 2 if height % 64 == 0 else 2 * height
-    return [(batch, channels, side, width) for side in sorted((height, other)) for batch in BATCHES]
+    halved = height % 64 == 0 and width % 32 == 0
+    others = (height // 2, width + 32) if halved else (2 * height, 2 * width)
+    return [(batch, channels, *sides) for sides in sorted((others, (height, width))) for batch in BATCHES]
 
 
 def random_images(shape: Shape, generator: torch.Generator) -> Tensor:

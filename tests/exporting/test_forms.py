@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_vision import ESMoE, export
+from moe_vision.layers import PointwiseMoE
 from moe_vision.layers.convolution import ConvNormAct
 from tests.exporting.files import alive, assert_every_expert_checked, run
 from tests.strategies import make_layer
@@ -52,6 +53,14 @@ def test_layer(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], expected, rtol=0, atol=1e-5)
     branches = [kind for kind in operators(tmp_path / "layer.onnx") if kind in ("If", "Scan")]
     assert branches == ["Scan"] + ["If"] * len(layer.experts)
+
+
+def test_a_router_that_pools_large_maps_alone(tmp_path: Path) -> None:
+    layer = alive(PointwiseMoE(8, num_experts=5))
+    assert_every_expert_checked(export(layer, tmp_path / "layer.onnx", image_size=9))
+    for size in (3, 4, 5, 9):  # maps of at most 4 pixels a side are not pooled
+        images = torch.randn(3, 8, size, 9)
+        torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], layer(images), rtol=0, atol=1e-5)
 
 
 def test_unselected_experts_do_not_run(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_vision.exporting.blocks import SparseForm, recorded_logits, set_forms
 from moe_vision.exporting.check import GraphCheck
 from moe_vision.exporting.graph import ROUTING, build_graph, dynamic_sizes, named_outputs
-from moe_vision.exporting.inputs import check_shapes, example_images, multiple_of
+from moe_vision.exporting.inputs import check_shapes, example_images, multiple_of, traced_images
 from moe_vision.exporting.metadata import metadata
 from moe_vision.exporting.report import ExportReport
 from moe_vision.exporting.suppression import Suppression, add_suppression, check_suppression
@@ -93,7 +93,8 @@ def export(
     weights = expert_weights(deployed)
     names = [*outputs, *(f"{ROUTING}{index}.{name}" for index, name in enumerate(calls))]
     sizes = dynamic_sizes(multiple_of(module, example)) if dynamic else {}
-    model = build_graph(deployed, example, names, sizes, dtype)
+    traced = traced_images(module, example, dynamic)
+    model = build_graph(deployed, traced, names, sizes, dtype)
     graph = _finish(model, metadata(module, example, sparse=sparse, dynamic=dynamic, half=half))
     if missing := missing_weights(graph, weights):
         raise ValueError(f"the file must hold the weights of all experts, but it lacks {', '.join(missing)}")

@@ -11,6 +11,8 @@ from moe_vision.models.yolo_master import check_image_size
 IMAGE_SIZE = 640
 LAYER_SIZE = 32
 BATCHES = (1, 5)
+# So large that no map of a network is too small for anything, and not square, so that no axis is taken for another.
+TRACED = (2, 3, 320, 352)
 
 Shape = tuple[int, int, int, int]
 
@@ -31,6 +33,11 @@ def example_images(module: nn.Module, example: Tensor | None, image_size: int | 
     example = example.detach().to("cpu", torch.float32)
     # Of a single image the exporter would take it that there is never more than one.
     return torch.cat([example, example]) if dynamic and len(example) == 1 else example
+
+
+def traced_images(module: nn.Module, example: Tensor, dynamic: bool) -> Tensor:
+    """Return the images to trace with: where sizes are dynamic and a network takes all, those that trace best."""
+    return torch.zeros(TRACED) if dynamic and isinstance(module, YOLOMaster) else example
 
 
 def multiple_of(module: nn.Module, example: Tensor) -> int:

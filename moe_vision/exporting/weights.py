@@ -27,6 +27,8 @@ def move_into_branches(model: "onnx_ir.Model") -> None:
         uses: dict[ir.Graph, list[tuple[ir.Node, int]]] = defaultdict(list)
         for node, index in value.uses():
             uses[cast(ir.Graph, node.graph)].append((node, index))
+        if not uses:  # ONNX Runtime would warn about it
+            del main.initializers[name]
         branches = [graph for graph in uses if graph is not main]
         if not branches or not value.shape:  # a number may stay
             continue

@@ -18,6 +18,7 @@ from moe_vision.layers import (
 from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
 
 if TYPE_CHECKING:
+    from moe_vision.exporting import export
     from moe_vision.inference import predict
     from moe_vision.models import create_model, list_models, load_official
 
@@ -31,6 +32,7 @@ __all__ = [
     "TopKGate",
     "auxiliary_loss",
     "create_model",
+    "export",
     "fuse",
     "hard_top_k",
     "list_models",
@@ -42,7 +44,13 @@ __all__ = [
 ]
 
 # What stands above the layers is loaded when it is used: it needs torchvision and timm, which take seconds to import.
-_LAZY = {"create_model": "models", "list_models": "models", "load_official": "models", "predict": "inference"}
+_LAZY = {
+    "create_model": "models",
+    "export": "exporting",
+    "list_models": "models",
+    "load_official": "models",
+    "predict": "inference",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,7 @@ from tests.data.conftest import VOCFolder
 from tests.models.official_states import fixture_state
 from tests.models.reference_detector import busy_detector, busy_segmenter
 
-COMMANDS = ("demo", "data", "train", "val", "predict", "convert", "benchmark")
+COMMANDS = ("demo", "data", "train", "val", "predict", "convert", "export", "benchmark")
 
 
 class Run(NamedTuple):

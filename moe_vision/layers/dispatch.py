@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from moe_vision._types import DispatchMode
+from moe_vision.layers.branches import branched
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.experts import DepthwiseExperts
 from moe_vision.layers.pointwise_experts import PointwiseExperts
@@ -90,8 +91,10 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
 def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Run the selected experts of one image after the other, without copies; see `dense` for arguments.
 
-    In training it does what `grouped` does, since a norm must see a batch.
+    In training it does what `grouped` does, since a norm must see a batch. Exported, it is a loop with branches.
     """
+    if torch.compiler.is_exporting() and not experts.training:
+        return branched(x, routing, experts)
     if experts.training or x.shape[0] == 0:
         return grouped(x, routing, experts)
     mixtures = [

@@ -64,10 +64,17 @@ class PooledRouter(nn.Module):
         check_feature_map(x, self.in_channels)
         with without_autocast(x):
             x = x.to(self.conv1.weight.dtype)
-            if x.shape[2] > POOL and x.shape[3] > POOL:
-                x = F.avg_pool2d(x, POOL)
-            maps = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
-            return cast(Tensor, maps.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32)))
+            large = torch.sym_min(x.shape[2], x.shape[3]) > POOL
+            if torch.compiler.is_exporting() and isinstance(large, torch.SymBool):  # a graph for maps of any size
+                return cast(Tensor, torch.cond(cast(bool, large), self._pooled, self._whole, (x,)))
+            return self._pooled(x) if large else self._whole(x)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return self._whole(F.avg_pool2d(x, POOL))
+
+    def _whole(self, x: Tensor) -> Tensor:
+        maps = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
+        return cast(Tensor, maps.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32)))
 
     def reparameterize(self) -> None:
         """Fold the norms into the convolutions, see `moe_vision.fuse`."""

@@ -12,4 +12,7 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     kind = x.device.type
     if not torch.amp.is_autocast_available(kind):  # the meta device for one, on which shapes and FLOPs are found out
         return nullcontext()
+    # torch.export fails on such a region beside branches; where autocast is off there is nothing to keep out.
+    if torch.compiler.is_exporting() and not torch.is_autocast_enabled(kind):
+        return nullcontext()
     return torch.autocast(kind, enabled=False)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check of an exported graph: in ONNX Runtime it gives what the module gives in eager, with every expert.
+
+Each shape of images is run twice. First the routers choose. Then the check does: the logits of every block are an
+input of the graph, and replace the routers' own in eager, so that all experts have their turn in the whole network,
+also those that no image at hand would select. Axes: B images, E experts, K selected experts.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moe_vision.exporting.blocks import SparseForm, blocks_of, forced_logits, form_of, recorded_logits
+from moe_vision.exporting.graph import named_outputs
+from moe_vision.exporting.inputs import Shape, random_images
+from moe_vision.exporting.report import BlockReport, Comparison
+from moe_vision.layers import hard_top_k
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+
+class Turn(NamedTuple):
+    """Outputs by name and the logits of each call of a block, of one run."""
+
+    outputs: dict[str, Tensor]
+    logits: list[Tensor]
+
+
+class GraphCheck:
+    """Run an exported graph against the module it was made of.
+
+    Args:
+        graph: The graph, whose last outputs are the logits of each call of a block.
+        module: The module in eval and fp32.
+        calls: Names of the blocks in the order in which they run.
+        sparse: Form of the export.
+        tolerance: Largest error to allow, in units of the largest value of an output (at least 1).
+    """
+
+    def __init__(
+        self, graph: "onnx.ModelProto", module: nn.Module, calls: Sequence[str], sparse: SparseForm, tolerance: float
+    ) -> None:
+        self.module = module
+        self.calls = list(calls)
+        self.blocks = blocks_of(module)
+        self.sparse = sparse
+        self.tolerance = tolerance
+        self.selected = {name: [0] * len(block.experts) for name, block in self.blocks.items() if name in self.calls}
+        self.turn = 0
+        self.generator = torch.Generator().manual_seed(0)
+        self.names = [output.name for output in graph.graph.output]
+        self.chosen = _session(graph)
+        self.forced = _session(with_forced_routing(graph, len(self.calls)))
+
+    def run(self, shapes: Sequence[Shape]) -> list[Comparison]:
+        """Compare on images of each shape, and then on the smallest ones until every expert has had its turn.
+
+        Raises:
+            ValueError: If an output differs by more than the tolerance, which names it and the images.
+        """
+        runs = [run for shape in shapes for run in (self.compare_chosen(shape), self.compare_forced(shape))]
+        while any(0 in counts for counts in self.selected.values()):
+            runs.append(self.compare_forced(shapes[0]))
+        return runs if self.calls else [run for run in runs if run.routing == "chosen"]
+
+    def reports(self) -> tuple[BlockReport, ...]:
+        """Return what each block was seen to do."""
+        return tuple(
+            BlockReport(name, form_of(block, self.sparse), block.gate.top_k, tuple(self.selected[name]))
+            for name, block in self.blocks.items()
+            if name in self.selected
+        )
+
+    def compare_chosen(self, shape: Shape) -> Comparison:
+        """Let the routers choose; leave out images where rounding decides between two experts."""
+        images = random_images(shape, self.generator)
+        with torch.inference_mode(), recorded_logits(self.module) as record:
+            outputs = named_outputs(self.module(images))
+        expected = Turn(outputs, [logits for _, logits in record])
+        values = [torch.from_numpy(value) for value in self.chosen.run(None, {"images": images.numpy()})]
+        count = len(outputs)
+        actual = Turn(dict(zip(self.names, values[:count], strict=False)), values[count:])
+        kept = self._decided(actual.logits, expected.logits, shape)
+        error = self._error(actual.outputs, expected.outputs, kept, shape, "chosen")
+        return Comparison(shape, "chosen", int(kept.sum()), error)
+
+    def compare_forced(self, shape: Shape) -> Comparison:
+        """Choose for the routers, the next experts in turn for each image."""
+        images = random_images(shape, self.generator)
+        logits = [self._next_logits(name, shape[0]) for name in self.calls]
+        self.turn += shape[0]
+        with torch.inference_mode(), forced_logits(self.module, logits):
+            expected = named_outputs(self.module(images))
+        feed = {"images": images.numpy()}
+        feed |= {f"forced.{index}": values.numpy() for index, values in enumerate(logits)}
+        values = [torch.from_numpy(value) for value in self.forced.run(None, feed)]
+        actual = dict(zip(self.names, values, strict=False))
+        everything = torch.ones(shape[0], dtype=torch.bool)
+        return Comparison(shape, "forced", shape[0], self._error(actual, expected, everything, shape, "forced"))
+
+    def _next_logits(self, name: str, batch: int) -> Tensor:
+        """Return logits (B, E) that select K experts after the other K, image by image."""
+        num_experts, top_k = len(self.blocks[name].experts), self.blocks[name].gate.top_k
+        logits = torch.full((batch, num_experts), -2.0)
+        for image in range(batch):
+            for place in range(top_k):
+                expert = ((self.turn + image) * top_k + place) % num_experts
+                logits[image, expert] = 1.0 - place / num_experts
+                self.selected[name][expert] += 1
+        return logits
+
+    def _decided(self, actual: Sequence[Tensor], expected: Sequence[Tensor], shape: Shape) -> Tensor:
+        """Tell for which images (B,) both chose the same experts; others must have been near a tie."""
+        same = torch.ones(shape[0], dtype=torch.bool)
+        for name, ours, theirs in zip(self.calls, actual, expected, strict=True):
+            top_k = self.blocks[name].gate.top_k
+            allowed = self.tolerance * theirs.abs().amax(dim=1).clamp(min=1)
+            agree = ((hard_top_k(ours, top_k) > 0) == (hard_top_k(theirs, top_k) > 0)).all(dim=1)
+            # After a block where another expert was taken, an image's logits say nothing.
+            wrong = same & ((ours - theirs).abs().amax(dim=1) > allowed)
+            if wrong.any():
+                raise ValueError(
+                    f"the router of {name!r} must give in ONNX Runtime what it gives in eager, got logits "
+                    f"{ours[wrong][0].tolist()} and {theirs[wrong][0].tolist()} on images {shape}"
+                )
+            for image in torch.nonzero(same & agree)[:, 0].tolist():
+                for expert in torch.nonzero(hard_top_k(theirs, top_k)[image])[:, 0].tolist():
+                    self.selected[name][expert] += 1
+            same &= agree
+        return same
+
+    def _error(
+        self, actual: dict[str, Tensor], expected: dict[str, Tensor], kept: Tensor, shape: Shape, routing: str
+    ) -> float:
+        """Return the largest error over the images kept; raise where it is more than the tolerance."""
+        largest = 0.0
+        for name, theirs in expected.items():
+            ours = actual[name]
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    f"output {name!r} must have shape {tuple(theirs.shape)} in ONNX Runtime, got {tuple(ours.shape)}"
+                )
+            if theirs.ndim and len(theirs) == len(kept):
+                ours, theirs = ours[kept], theirs[kept]
+            elif not kept.all():
+                continue
+            if theirs.numel() == 0:
+                continue
+            ours, theirs = ours.double(), theirs.double()
+            error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+            if not error <= self.tolerance:  # NaN is not
+                raise ValueError(
+                    f"output {name!r} must be in ONNX Runtime what it is in eager, within {self.tolerance:.0e} of its "
+                    f"largest value; it is off by {error:.1e} on images {shape} with experts {routing}"
+                )
+            largest = max(largest, error)
+        return largest
+
+
+def with_forced_routing(graph: "onnx.ModelProto", calls: int) -> "onnx.ModelProto":
+    """Return a copy whose last outputs, the logits of each call of a block, are the inputs ``forced.0`` and so on."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    outputs = list(copy.graph.output)
+    place = len(outputs) - calls
+    new_names = {output.name: f"forced.{index}" for index, output in enumerate(outputs[place:])}
+    del copy.graph.output[place:]
+    for output in outputs[place:]:
+        value = copy.graph.input.add()
+        value.CopyFrom(output)
+        value.name = new_names[output.name]
+    _rename_inputs(copy.graph, new_names)
+    return copy
+
+
+def _rename_inputs(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename_inputs(attribute.g, names)
+
+
+def _session(graph: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns about what it leaves out of a graph
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -81,7 +81,7 @@ def mean_mask_loss(maps: SegmentMaps, targets: list[Target]) -> float:
     """Binary cross-entropy of a mask's cell, the same for points of any quality."""
     boxes, scores, points = maps.detection.boxes, maps.detection.scores, maps.detection.points
     assigned = assign_batch(boxes, scores, points, targets)
-    even = assigned._replace(quality=torch.ones_like(assigned.quality), total=torch.tensor(len(assigned.points)))
+    even = assigned._replace(quality=torch.ones_like(assigned.quality))
     return mask_loss(maps.coefficients, maps.prototypes, targets, even).item() / 7.5
 
 

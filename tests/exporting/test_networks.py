@@ -83,9 +83,17 @@ def test_segmenter_with_suppression(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("variant", ["paper", "esmoe", "v0_1"])
-@pytest.mark.parametrize("task", ["detect", "segment", "classify"])
-@pytest.mark.parametrize("scale", ["n", "s"])
+@pytest.mark.parametrize(
+    ("scale", "task", "variant"),  # each scale with each task and with each variant, each task with two variants
+    [
+        ("n", "detect", "paper"),
+        ("n", "segment", "esmoe"),
+        ("n", "classify", "v0_1"),
+        ("s", "detect", "v0_1"),
+        ("s", "segment", "paper"),
+        ("s", "classify", "esmoe"),
+    ],
+)
 def test_networks(scale: str, task: str, variant: str, tmp_path: Path) -> None:
     model = alive(create_model(f"yolo_master_{scale}", task=task, variant=variant, num_classes=7, image_size=64))
     for sparse in ("index", "dense"):

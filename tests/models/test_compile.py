@@ -72,4 +72,4 @@ def test_one_graph_in_training(saving: bool) -> None:
 @pytest.mark.timeout(900)
 def test_inductor() -> None:
     # Not "static": its convolution has as many groups as there are images and selections, and inductor fixes groups.
-    assert_one_graph(make_network("detect"), make_network("detect"))
+    assert_one_graph(make_network("classify"), make_network("classify"))

@@ -30,6 +30,7 @@ from torch import Tensor
 from moe_vision import ESMoE, create_model
 from moe_vision.data import open_dataset
 from moe_vision.layers import Routing
+from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.models import YOLOMaster, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings, evaluate
 
@@ -169,9 +170,7 @@ def run_cell(name: str, cell: Cell, seed: int, experiment: Experiment, options: 
 
 
 def examine(model: YOLOMaster, mode: str, held_out: Any, experiment: Experiment, settings: TrainSettings) -> Changes:
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            module.dispatch = mode
+    set_dispatch(model, mode)
     metrics = evaluate(model, held_out, image_size=settings.image_size)
     return {key: round(metrics[key], 4) for key in experiment.metrics}
 

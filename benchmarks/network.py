@@ -19,8 +19,9 @@ import torch
 from measure import merge_row, quartiles, select_every_pair
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, create_model, fuse
+from moe_vision import create_model, fuse
 from moe_vision.diagnostics import Latency, compare_latency
+from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.models.config import TASKS
 
 KEY = ("task", "scale", "batch", "threads")
@@ -40,9 +41,7 @@ def network(kind: str, task: str, scale: str) -> nn.Module:
     changes = {"placement": "none"} if kind == "twin" else {}
     model = create_model(f"yolo_master_{scale}", task=task, num_classes=CLASSES[task], **changes).eval()
     if kind == "every expert":
-        for layer in model.modules():
-            if isinstance(layer, ESMoE):
-                layer.dispatch = "dense"
+        set_dispatch(model, "dense")
     return model
 
 
@@ -67,7 +66,7 @@ def row(task: str, scale: str, batch: int, threads: int, names: list[str], round
     torch.set_num_threads(threads)
     names = [name for name in names if peers.is_peer(name, task, scale)]
     models = candidates(task, scale, names)
-    size = network("twin", task, scale).image_size
+    size = models["twin, built"].image_size
     times = time_models(models, torch.rand(batch, 3, size, size), rounds)
     about: dict[str, Any] = {"task": task, "scale": scale, "batch": batch, "threads": threads, "image_size": size}
     if names:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from moe_vision import ESMoE, create_model
 from moe_vision.data import DetectionPipeline, ShapeScenes
 from moe_vision.data.loader import collate
+from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.models import YOLOMaster
 from moe_vision.tasks import detect_loss
 from moe_vision.train import TrainSettings
-from moe_vision.train.preparation import create_optimizer, set_dispatch
+from moe_vision.train.preparation import create_optimizer
 from tests.memory import peak_megabytes
 
 NETWORKS = {"none": {"placement": "none"}, "auto": {}, "grouped": {}}
@@ -41,7 +42,7 @@ def select_at_random(router: nn.Module, inputs: tuple[Tensor, ...], logits: Tens
 def make_network(name: str, settings: TrainSettings) -> YOLOMaster:
     torch.manual_seed(0)
     model = create_model("yolo_master_n", num_classes=4, **NETWORKS[name]).train()
-    set_dispatch(model, settings)
+    set_dispatch(model, settings.dispatch)
     model.set_grad_checkpointing(settings.grad_checkpointing)
     for module in model.modules():
         if isinstance(module, ESMoE):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_vision.cli.options import count_cost, describe_cost, set_dispatch
+from moe_vision.cli.options import count_cost, describe_cost
 
 if TYPE_CHECKING:  # the command line answers without waiting for torch
     from torch import nn
@@ -76,6 +76,7 @@ def ways_to_run(model: "YOLOMaster") -> dict[str, "nn.Module"]:
     import copy
 
     from moe_vision import fuse
+    from moe_vision.layers.esmoe import set_dispatch
 
     every = copy.deepcopy(model)
     set_dispatch(every, "dense")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the command line answers without waiting for torch
     from torch import nn
 
-    from moe_vision._types import DispatchMode
-
 COUNTS = {"class_images": "images", "class_objects": "objects"}
 OF_OBJECTS = {"map": "mAP 50:95", "map50": "mAP 50", "precision": "precision", "recall": "recall"}
 # After which metric which table by class comes: titles of columns by the name of the metric.
@@ -28,15 +26,6 @@ def add_data(command: argparse.ArgumentParser) -> None:
         required=True,
         help="data set of Pascal VOC, COCO, YOLO or instance-index PNG; to classify, of folders or a list",
     )
-
-
-def set_dispatch(model: "nn.Module", dispatch: "DispatchMode") -> None:
-    """Choose the executor of every mixture of a model."""
-    from moe_vision.layers import ESMoE
-
-    for layer in model.modules():
-        if isinstance(layer, ESMoE):
-            layer.dispatch = dispatch
 
 
 def count_cost(model: "nn.Module", size: int) -> dict[str, int]:

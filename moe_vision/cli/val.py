@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moe_vision.cli.options import add_data, count_cost, describe_cost, print_metrics, set_dispatch
+from moe_vision.cli.options import add_data, count_cost, describe_cost, print_metrics
 
 
 def add_to(commands: Any) -> argparse.ArgumentParser:
@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate a checkpoint, and print its metrics."""
     from moe_vision.data import open_dataset
     from moe_vision.diagnostics import measure_latency
+    from moe_vision.layers.esmoe import set_dispatch
     from moe_vision.models import load_checkpoint
     from moe_vision.train import evaluate
 

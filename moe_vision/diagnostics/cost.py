@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_vision.layers import ESMoE
+from moe_vision.layers.esmoe import ESMoE, set_dispatch
 
 
 class Cost(NamedTuple):
@@ -64,9 +64,7 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
         Cost(total=54560, active=27360)
     """
     model = copy.deepcopy(model).to("meta").eval()
-    for layer in model.modules():
-        if isinstance(layer, ESMoE):
-            layer.dispatch = "dense"
+    set_dispatch(model, "dense")
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *input_shape, device="meta"))
     counts = {name: sum(operations.values()) for name, operations in counter.get_flop_counts().items()}

@@ -119,7 +119,8 @@ class GraphCheck:
         for name, ours, theirs in zip(self.calls, actual, expected, strict=True):
             top_k = self.blocks[name].gate.top_k
             allowed = self.tolerance * theirs.abs().amax(dim=1).clamp(min=1)
-            agree = ((hard_top_k(ours, top_k) > 0) == (hard_top_k(theirs, top_k) > 0)).all(dim=1)
+            selected = hard_top_k(theirs, top_k) > 0
+            agree = ((hard_top_k(ours, top_k) > 0) == selected).all(dim=1)
             # After a block where another expert was taken, an image's logits say nothing.
             wrong = same & ((ours - theirs).abs().amax(dim=1) > allowed)
             if wrong.any():
@@ -128,7 +129,7 @@ class GraphCheck:
                     f"{ours[wrong][0].tolist()} and {theirs[wrong][0].tolist()} on images {shape}"
                 )
             for image in torch.nonzero(same & agree)[:, 0].tolist():
-                for expert in torch.nonzero(hard_top_k(theirs, top_k)[image])[:, 0].tolist():
+                for expert in torch.nonzero(selected[image])[:, 0].tolist():
                     self.selected[name][expert] += 1
             same &= agree
         return same

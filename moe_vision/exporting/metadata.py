@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moe_vision import __version__
 from moe_vision.models import YOLOMaster
 from moe_vision.models.anchors import STRIDES
-from moe_vision.models.config import VARIANTS, YOLOMasterConfig
+from moe_vision.models.config import variant_of
 
 FORMAT = "moe_vision-onnx-1"
 # Images go in as RGB of float32 in [0, 1]; a network that wants other numbers normalises them itself.
@@ -32,11 +32,3 @@ def metadata(module: nn.Module, example: Tensor, **form: Any) -> dict[str, str]:
         if config.task != "classify":
             about["strides"] = STRIDES
     return {"format": FORMAT, "version": __version__, **{key: json.dumps(value) for key, value in about.items()}}
-
-
-def variant_of(config: YOLOMasterConfig) -> str:
-    """Return the name of the variant that a configuration is of, ``custom`` if of none."""
-    for name, fields in VARIANTS.items():
-        if all(getattr(config, field) == value for field, value in fields.items()):
-            return name
-    return "custom"

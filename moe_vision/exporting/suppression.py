@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from moe_vision.models import YOLOMaster
+from moe_vision.tasks.postprocess import check_limits
 
 if TYPE_CHECKING:
     import onnx
@@ -43,11 +44,7 @@ def check_suppression(limits: Suppression, module: nn.Module) -> None:
         raise ValueError(
             "suppress must be None unless the module detects or segments, got limits for one without boxes"
         )
-    for name, value in (("score", limits.score), ("iou", limits.iou)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-    if limits.max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {limits.max_detections}")
+    check_limits(*limits)
 
 
 def add_suppression(model: "onnx.ModelProto", limits: Suppression) -> None:

@@ -169,6 +169,13 @@ class ESMoE(nn.Module):
         return {**self.__dict__, "routing": None}
 
 
+def set_dispatch(model: nn.Module, dispatch: DispatchMode) -> None:
+    """Choose the executor of every `ESMoE` of a model."""
+    for module in model.modules():
+        if isinstance(module, ESMoE):
+            module.dispatch = dispatch
+
+
 def _shared_expert(
     in_channels: int, out_channels: int, stride: int, layers: dict[str, Any], dd: dict[str, Any]
 ) -> nn.Sequential:

@@ -226,3 +226,23 @@ def named_config(
         raise ValueError(f"changes must be fields of YOLOMasterConfig, got {sorted(set(changes) - known)}")
     config = YOLOMasterConfig(task=task, num_classes=num_classes, **SCALES[name], **VARIANTS[variant])
     return replace(config, **changes)
+
+
+def variant_of(config: YOLOMasterConfig) -> str:
+    """Return the name of the variant that a configuration is of, or ``custom``.
+
+    Args:
+        config: The architecture.
+
+    Examples:
+        >>> from moe_vision.models import named_config
+        >>> from moe_vision.models.config import variant_of
+        >>> variant_of(named_config("yolo_master_s", variant="esmoe"))
+        'esmoe'
+        >>> variant_of(named_config("yolo_master_s", top_k=1))
+        'custom'
+    """
+    for variant, values in VARIANTS.items():
+        if all(getattr(config, name) == value for name, value in values.items()):
+            return variant
+    return "custom"

@@ -79,11 +79,7 @@ def suppress(
         >>> [len(one["boxes"]) for one in suppress(output, score=0.25, iou=0.7, max_detections=300)]
         [0, 0]
     """
-    for name, value in {"score": score, "iou": iou}.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+    check_limits(score, iou, max_detections)
     found = []
     for image, (boxes, scores) in enumerate(zip(output.boxes, output.scores, strict=True)):
         points, values, labels = _keep(boxes, scores, score, iou, max_detections)
@@ -115,6 +111,15 @@ def class_scores(logits: Tensor) -> list[dict[str, Any]]:
     best, labels = scores.max(dim=1)
     rows = zip(labels.tolist(), best.tolist(), scores, strict=True)
     return [{"label": label, "score": score, "scores": all_scores} for label, score, all_scores in rows]
+
+
+def check_limits(score: float, iou: float, max_detections: int) -> None:
+    """Raise ValueError unless ``score`` and ``iou`` are in [0, 1] and ``max_detections`` is at least 1."""
+    for name, value in {"score": score, "iou": iou}.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
 
 
 def _keep(boxes: Tensor, scores: Tensor, score: float, iou: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,20 +12,11 @@ from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 
-from moe_vision._types import DispatchMode
 from moe_vision.data import ClassificationSource, DetectionSource
-from moe_vision.layers import ESMoE
 from moe_vision.models import TimmBackbone, YOLOMaster
 from moe_vision.train.settings import TrainSettings
 
 CHANGES_NOTHING = ("num_workers", "grad_checkpointing")  # in the result of a run
-
-
-def set_dispatch(model: YOLOMaster, settings: TrainSettings) -> None:
-    """Choose the executor of every `ESMoE` of a network."""
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            module.dispatch = cast(DispatchMode, settings.dispatch)
 
 
 def create_optimizer(model: YOLOMaster, settings: TrainSettings) -> torch.optim.Optimizer:

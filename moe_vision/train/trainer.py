@@ -20,9 +20,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from tqdm import tqdm
 
-from moe_vision._types import BalanceKind
+from moe_vision._types import BalanceKind, DispatchMode
 from moe_vision.data import ClassificationSource, DetectionSource
 from moe_vision.diagnostics import ExpertUsage
+from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.layers.routing import Routing
 from moe_vision.losses.balance import auxiliary_loss
 from moe_vision.models import YOLOMaster, save_checkpoint
@@ -32,7 +33,7 @@ from moe_vision.train.evaluation import evaluate
 from moe_vision.train.hardening import Hardening
 from moe_vision.train.norms import synchronize_norms
 from moe_vision.train.pictures import draw_run
-from moe_vision.train.preparation import check_classes, check_settings, create_optimizer, create_schedule, set_dispatch
+from moe_vision.train.preparation import check_classes, check_settings, create_optimizer, create_schedule
 from moe_vision.train.progress import Countdown
 from moe_vision.train.recipes import RECIPES
 from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
@@ -121,7 +122,9 @@ class Trainer:
         model.image_size = settings.image_size
         model = model.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.ema = ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
-        set_dispatch(model, settings)  # not of the averaged network, which is only evaluated
+        set_dispatch(
+            model, cast(DispatchMode, settings.dispatch)
+        )  # not of the averaged network, which is only evaluated
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()
         if self.accelerator.num_processes > 1:

@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moe_vision.models.config import YOLOMasterConfig
+from moe_vision.models.config import YOLOMasterConfig, variant_of
 from moe_vision.models.official.fit import Match, match_tensors, read_tensor
 from moe_vision.models.official.layers import ES_MOE, POINTWISE_MOE, Layer, group_by_layer
-from moe_vision.models.official.recognize import recognize, variant_of
+from moe_vision.models.official.recognize import recognize
 from moe_vision.models.official.report import ConversionReport
 from moe_vision.models.official.weights import Weights, open_weights
 from moe_vision.models.yolo_master import YOLOMaster

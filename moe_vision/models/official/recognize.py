@@ -42,26 +42,6 @@ def recognize(layers: list[Layer], top_k: int | None = None) -> tuple[str, YOLOM
     return scale, named_config(scale, task=task, **values)
 
 
-def variant_of(config: YOLOMasterConfig) -> str:
-    """Return the name of the variant that a configuration is of, or ``custom``.
-
-    Args:
-        config: The architecture.
-
-    Examples:
-        >>> from moe_vision.models import named_config
-        >>> from moe_vision.models.official.recognize import variant_of
-        >>> variant_of(named_config("yolo_master_s", variant="esmoe"))
-        'esmoe'
-        >>> variant_of(named_config("yolo_master_s", top_k=1))
-        'custom'
-    """
-    for variant, values in VARIANTS.items():
-        if all(getattr(config, name) == value for name, value in values.items()):
-            return variant
-    return "custom"
-
-
 def _scale(layers: list[Layer]) -> str:
     """Return the named scale whose stem is as wide and whose first CSP block has as many inner blocks."""
     csp = next((layer for layer in layers if layer.kind is CSP), None)

@@ -64,7 +64,7 @@ class AreaAttention(nn.Module):
 
 
 class AreaBlock(nn.Module):
-    """Area attention and a two-layer perceptron, each with a residual connection.
+    """Area attention and a two-layer perceptron, each with a residual connection; before training an identity.
 
     Args:
         channels: Channels of input and output, a multiple of 32.
@@ -89,11 +89,14 @@ class AreaBlock(nn.Module):
         super().__init__()
         hidden = int(channels * mlp_ratio)
         self.attn = AreaAttention(channels, area)
-        self.mlp = nn.Sequential(ConvNormAct(channels, hidden), ConvNormAct(hidden, channels, act=False))
+        last = ConvNormAct(hidden, channels, act=False)
+        self.mlp = nn.Sequential(ConvNormAct(channels, hidden), last)
         self.drop_path: nn.Module = nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
+        self.attn.proj.zero_init()
+        last.zero_init()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature map after attention and perceptron."""

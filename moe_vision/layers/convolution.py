@@ -71,6 +71,13 @@ class ConvNormAct(nn.Module):
         """Return the convolved, normalised and activated feature map."""
         return cast(Tensor, self.act(self.norm(self.conv(x))))
 
+    def zero_init(self) -> None:
+        """Start with zeros as output: a residual branch that ends in this layer starts as the identity.
+
+        Without it the YOLO networks, deep chains of such branches, hardly learn to classify from scratch.
+        """
+        nn.init.zeros_(cast(nn.BatchNorm2d, self.norm).weight)
+
     def reparameterize(self) -> None:
         """Fold the norm into the convolution, see `moe_vision.fuse`."""
         self.conv, self.norm = fold_norm(self.conv, self.norm)

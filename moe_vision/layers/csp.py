@@ -10,7 +10,7 @@ from moe_vision.layers.convolution import ConvNormAct
 
 
 class Bottleneck(nn.Module):
-    """Two 3 x 3 convolutions with a residual connection.
+    """Two 3 x 3 convolutions with a residual connection; before training an identity.
 
     Args:
         channels: Channels of input and output.
@@ -35,6 +35,7 @@ class Bottleneck(nn.Module):
         hidden = int(channels * expansion)
         self.conv1 = ConvNormAct(channels, hidden, 3)
         self.conv2 = ConvNormAct(hidden, channels, 3)
+        self.conv2.zero_init()
         self.drop_path: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

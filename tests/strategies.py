@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moe_vision import ESMoE
+from tests.trained import trained
 
 MAX_EXPERTS = 16
 MAX_BATCH = 9
@@ -86,16 +87,10 @@ def feature_map_shapes(*, channels: int = 4, min_batch: int = 0) -> st.SearchStr
 def make_layer(in_channels: int = 4, out_channels: int | None = None, *, seed: int = 0, **settings: Any) -> ESMoE:
     """An `ESMoE` in eval that looks trained: uneven BatchNorm, and a router that tells images apart."""
     torch.manual_seed(seed)
-    layer = ESMoE(in_channels, out_channels, **settings).eval()
+    layer = trained(ESMoE(in_channels, out_channels, **settings))
     with torch.no_grad():
         layer.router.fc2.weight.mul_(20)
         layer.router.fc2.bias.normal_()
-        for module in layer.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.2)
-                module.running_var.uniform_(0.5, 1.5)
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.normal_(std=0.2)
     return layer
 
 

@@ -20,21 +20,9 @@ from moe_vision.layers import PointwiseMoE
 from moe_vision.layers.convolution import ConvNormAct
 from moe_vision.layers.fusion import fold_norm
 from tests.strategies import EXECUTORS, KINDS, assert_same, make_images
+from tests.trained import trained
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
-def trained(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Give the norms uneven statistics and weights, as training does."""
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 1.5)
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, std=0.2)
-    return model.to(dtype).eval()
 
 
 def norms(model: nn.Module) -> list[str]:

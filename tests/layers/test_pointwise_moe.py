@@ -13,19 +13,16 @@ from moe_vision import auxiliary_loss
 from moe_vision.layers import PointwiseExpert, PointwiseExperts, PointwiseMoE, PooledRouter
 from tests.contracts.layer import LayerContract
 from tests.strategies import EXECUTORS, assert_same, make_images
+from tests.trained import trained
 
 
 def make_block(**settings: object) -> PointwiseMoE:
     """Build a block in eval whose norms have statistics of their own and whose router tells images apart."""
     torch.manual_seed(0)
-    block = PointwiseMoE(8, **settings)
-    for module in block.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    block = trained(PointwiseMoE(8, **settings))
     with torch.no_grad():
         block.router.conv2.weight.mul_(100)
-    return block.eval()
+    return block
 
 
 class TestPointwiseMoE(LayerContract):

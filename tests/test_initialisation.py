@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How networks start: a residual branch adds nothing, and lets through what it gets."""
+
+import pytest
+import torch
+from torch import nn
+
+from moe_vision import create_model
+from moe_vision.layers.area_attention import AreaBlock
+from moe_vision.layers.csp import Bottleneck
+
+
+@pytest.mark.parametrize("block", [Bottleneck(32), AreaBlock(32)])
+def test_a_residual_block_starts_as_the_identity_and_learns(block: nn.Module) -> None:
+    x = torch.rand(2, 32, 4, 4)
+    assert torch.equal(block.train()(x), x)
+    optimizer = torch.optim.SGD(block.parameters(), lr=1.0)
+    for _ in range(2):
+        block(x).square().sum().backward()
+        optimizer.step()
+    assert not torch.allclose(block(x), x, atol=1e-3)
+
+
+def test_no_residual_block_of_a_network_adds_anything() -> None:
+    model = create_model("yolo_master_n")
+    blocks = [module for module in model.modules() if isinstance(module, Bottleneck | AreaBlock)]
+    assert len(blocks) > 8
+    assert all(torch.equal(block(x), x) for block in blocks for x in [torch.rand(1, block_channels(block), 4, 4)])
+
+
+def block_channels(block: nn.Module) -> int:
+    return next(module.in_channels for module in block.modules() if isinstance(module, nn.Conv2d))

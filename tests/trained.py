@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that look trained: new norms do nothing and new residual branches are zero, so that tests are blind there."""
+"""Networks that look trained: in new ones norms do nothing and residual branches are zero, and tests are blind."""
 
 import pytest
 import torch

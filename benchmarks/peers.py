@@ -4,9 +4,11 @@
 They are built with random weights from the names that their package gives them, by its public interface alone.
 """
 
+import contextlib
 import re
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -28,6 +30,13 @@ def fused(name: str) -> nn.Module:
     network: Any = import_module(PACKAGE).YOLO(f"{name}.yaml", verbose=False)
     network.fuse()
     return network.model.eval()  # type: ignore[no-any-return]
+
+
+def exported(name: str, folder: Path, image_size: int, batch: int) -> Path:
+    """Have the package export a network to an ONNX file, with the defaults of that package."""
+    network: Any = import_module(PACKAGE).YOLO(f"{name}.yaml", verbose=False)
+    with contextlib.chdir(folder):  # where it writes
+        return Path(network.export(format="onnx", imgsz=image_size, batch=batch)).absolute()
 
 
 def package_version() -> str:

@@ -126,8 +126,8 @@ class DepthwiseExperts(nn.ModuleList):
         stride: Stride of every expert.
         kind: ``separable`` (the paper's) or ``depthwise`` (linear, merges; out_channels = in_channels).
         bias: Add a bias a channel; for ``depthwise`` alone.
-        init: How they start: ``independent``, or ``shared``: all as the one with the smallest kernel, which is
-            surrounded by zeros, so that they are one function until training tells them apart.
+        init: How they start: ``independent``, or ``shared``: all as one pointwise layer, their depthwise kernels
+            the identity, so that they are one function until training tells them apart.
         act_layer: Factory of a separable expert's activation.
         norm_layer: Factory of a separable expert's norm.
         device: Where the parameters live.
@@ -234,14 +234,12 @@ class DepthwiseExperts(nn.ModuleList):
         y = gathered_pointwise(y, [(expert.conv_pw, expert.norm) for expert in experts], indices)
         return cast(Tensor, experts[0].act(y.view(*y.shape[:-1], height, width)))
 
-    @torch.no_grad()
     def _share_weights(self) -> None:
-        """Give every expert the weights of the one with the smallest kernel, padded with zeros."""
-        smallest = self[self.kernel_sizes.index(min(self.kernel_sizes))].state_dict()
-        kernel = smallest["conv_dw.weight"]
-        for expert, size in zip(self, self.kernel_sizes, strict=True):
-            margin = (size - kernel.shape[-1]) // 2
-            expert.load_state_dict({**smallest, "conv_dw.weight": F.pad(kernel, [margin] * 4)})
+        """Give every expert the weights of the first, and as its depthwise kernel the identity, whatever its size."""
+        shared = self[0].state_dict()
+        for expert in cast(list[SeparableExpert | DepthwiseExpert], list(self)):
+            identity = nn.init.dirac_(expert.conv_dw.weight, groups=expert.conv_dw.groups)
+            expert.load_state_dict({**shared, "conv_dw.weight": identity})
 
     def _kernels(self) -> Tensor:
         """Stack the depthwise kernels to (E, C, 1, k, k), padded with zeros to the largest k; the padding is exact."""

@@ -50,6 +50,8 @@ def test_shared_init_makes_one_function_that_training_parts(kind: str) -> None:
     apart = DepthwiseExperts(4, kernel_sizes=(5, 3, 9), kind=kind)
     assert (apart(x)[:, 1:] - apart(x)[:, :1]).abs().amax(dim=(0, 2, 3, 4)).min() > 0.1
     experts = DepthwiseExperts(4, kernel_sizes=(5, 3, 9), kind=kind, init="shared")
+    if kind == "depthwise":
+        assert torch.equal(experts[2](x), x)  # the identity, whatever the size
     one, two, three = experts(x).unbind(1)
     assert_same(one, two)
     assert_same(three, two)

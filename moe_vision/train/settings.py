@@ -9,7 +9,7 @@ from moe_vision.layers.gating import SOFT_MODES
 from moe_vision.losses.balance import BALANCE_KINDS
 
 # Where the defaults of a task are others: its images are smaller, and so are the maps whose statistics norms gather.
-OF_TASK: dict[str, dict[str, Any]] = {"classify": {"image_size": 224, "batch_size": 32}}
+OF_TASK: dict[str, dict[str, Any]] = {"classify": {"image_size": 224, "batch_size": 32, "lr": 1e-3}}
 
 
 def _setting(default: Any, text: str) -> Any:

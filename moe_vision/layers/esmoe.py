@@ -139,10 +139,10 @@ class ESMoE(nn.Module):
         output_norm = expert == "separable" if output_norm is None else output_norm
         self.norm: nn.Module = norm_layer(out_channels, **dd) if output_norm else nn.Identity()
         self.act: nn.Module = act_layer() if output_norm else nn.Identity()
-        if isinstance(getattr(self.norm, "bias", None), nn.Parameter):
-            # Around 1 an activation is nearly linear. Around 0 a second one, after that of the experts, takes half of
-            # what is left, and networks learn far slower.
-            nn.init.ones_(self.norm.bias)
+        if (offset := getattr(self.norm, "bias", None)) is not None:
+            # Around 1 an activation is nearly linear. Around 0 this one, the second after that of the experts, would
+            # take half of what is left, and networks learn far slower.
+            nn.init.ones_(offset)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixture of the experts that each image selects."""

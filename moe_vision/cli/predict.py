@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_vision.cli.options import load_network
+
 
 def add_to(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
     command = commands.add_parser("predict", help="detect, segment or classify images; writes pictures and a JSON")
-    command.add_argument("weights", type=Path, help="a checkpoint")
+    command.add_argument("weights", type=Path, help="a checkpoint, or an ONNX file of one")
     command.add_argument("images", type=Path, nargs="+", help="images, or folders of images")
     command.add_argument("--out", type=Path, default=Path("runs/predict"), help="folder for the results")
     command.add_argument("--score", type=float, default=0.25, help="lowest score to report (%(default)s)")
@@ -26,9 +28,8 @@ def run(options: argparse.Namespace) -> None:
     from moe_vision.data import to_image
     from moe_vision.inference import predict
     from moe_vision.layers import fuse
-    from moe_vision.models import load_checkpoint
 
-    model = fuse(load_checkpoint(options.weights))
+    model = fuse(load_network(options.weights))
     options.out.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     skipped = 0

@@ -51,9 +51,7 @@ class Runner:
     ) -> None:
         self._session = _open(Path(path), providers, threads)
         stored = self._session.get_modelmeta().custom_metadata_map
-        self.metadata: dict[str, Any] = {
-            key: value if key in ("format", "version") else json.loads(value) for key, value in stored.items()
-        }
+        self.metadata: dict[str, Any] = {key: _parsed(value) for key, value in stored.items()}
         self.task: str = self.metadata["task"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.image_size: int = self.metadata["image_size"]
@@ -149,6 +147,14 @@ def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
     if about.get("format") != FORMAT or "task" not in about:
         raise ValueError(f"file {path} must be a network that moe_vision.export wrote, got one without a task")
     return session
+
+
+def _parsed(value: str) -> Any:
+    """Return what a piece of metadata says; other tools write texts that are not JSON."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def _candidates(outputs: Outputs, num_classes: int) -> tuple[Any, Any, Any]:

@@ -65,10 +65,11 @@ def _record(found: dict[str, Any], image: Any, names: Sequence[str], out: Path, 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
     """Replace folders by the images in them."""
-    return [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
+    return [file for path in paths for file in (images_in(path) if path.is_dir() else [path])]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder, not of its subfolders."""
     from moe_vision.data.images import IMAGE_SUFFIXES
 
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)

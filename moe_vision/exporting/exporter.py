@@ -2,6 +2,7 @@
 """Export of a module with experts to a file that was checked."""
 
 import copy
+import json
 import os
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -115,12 +116,12 @@ def export(
     weights = expert_weights(deployed)
     sizes = dynamic_sizes(multiple_of(module, example)) if dynamic else {}
     form = {"sparse": sparse, "dynamic": dynamic, "half": half, "int8": calibration is not None}
-    about = metadata(module, example, **form, outputs=outputs)
+    about = metadata(module, example, **form)
     program = trace(deployed, traced_images(module, example, dynamic), sizes, dtype)
 
     if path.suffix == ".pt2":
         check_weights(program_weights(program), weights)
-        saved = saved_program(program, about)
+        saved = saved_program(program, {**about, "outputs": json.dumps(outputs)})
         check = GraphCheck(program_runs(saved, len(calls)), outputs, reference, calls, sparse, TOLERANCES[dtype])
         comparisons = check.run(shapes)
         write(saved, path)

@@ -41,6 +41,9 @@ def save_openvino(graph: "onnx.ModelProto", path: Path) -> None:
 
 def saved_program(program: torch.export.ExportedProgram, about: dict[str, str]) -> bytes:
     """Return the file of a program; its metadata are the extra file ``moe_vision.json``."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of the source, with its place on this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(about)})
     return buffer.getvalue()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.export
 
 def run_openvino(path: Path, images: Tensor) -> Tensor:
     model = openvino.Core().read_model(path)
-    assert json.loads(model.get_rt_info(["moe_vision", "outputs"]).value) == ["output"]
+    assert json.loads(model.get_rt_info(["moe_vision", "sparse"]).value) == "index"
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.from_numpy(compiled([images.numpy()])[0])
 
@@ -43,6 +43,7 @@ def test_sparse_layer(ending: str, run_file: Callable[[Path, Tensor], Tensor], t
     assert_every_expert_checked(report, top_k=2)
     assert report.blocks[0].form == "index"
     assert {file.suffix for file in tmp_path.iterdir()} <= {path.suffix, ".bin"}
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()  # no trace of where it was made
     images = torch.randn(7, 4, 13, 10) + 2 * torch.randn(7, 4, 1, 1)
     torch.testing.assert_close(run_file(path, images), layer(images), rtol=0, atol=1e-5)
 
@@ -113,6 +114,17 @@ def test_int8(sparse: Any, tmp_path: Path) -> None:
     expected = net(images)
     errors = (run(path, images)["output"] - expected).abs()
     assert 0 < errors.mean() < 0.03 * expected.std()
+
+
+class Determinant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.det(x)
+
+
+def test_openvino_names_an_operator_that_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"module must have operators that OpenVINO has a form for, got Det$"):
+        export(Determinant(), tmp_path / "net.xml", example=torch.rand(1, 1, 3, 3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_format_does_not_have(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _calibration(options: argparse.Namespace, model: "YOLOMaster") -> "Iterator[
     from moe_vision.data import open_dataset
     from moe_vision.exporting import calibration_images
 
-    task, images = model.config.task, images_in(options.data)
+    task, images = model.config.task, list[Any](images_in(options.data))
     if not images:
         data = open_dataset(options.data, "train", task=task, classes=model.class_names)
         count = min(CALIBRATION_IMAGES, len(data))

@@ -6,15 +6,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import openvino
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, export
+from moe_vision import ESMoE, create_model, export
+from moe_vision.cli import main
 from moe_vision.exporting import Suppression
 from moe_vision.layers.convolution import ConvNormAct
+from moe_vision.models import save_checkpoint
+from moe_vision.runtime import Runner
 from tests.exporting.files import alive, assert_every_expert_checked, run
 from tests.strategies import make_layer
 
@@ -114,6 +119,39 @@ def test_int8(sparse: Any, tmp_path: Path) -> None:
     expected = net(images)
     errors = (run(path, images)["output"] - expected).abs()
     assert 0 < errors.mean() < 0.03 * expected.std()
+
+
+@pytest.mark.slow
+def test_int8_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = create_model("yolo_master_n", task="classify", class_names=["dark", "light"], num_classes=2, image_size=32)
+    save_checkpoint(alive(model), tmp_path / "net.safetensors")
+    for split in ("train", "val"):
+        for label, name in enumerate(model.class_names):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for seed in range(3):
+                pixels = np.random.default_rng(seed).integers(100 * label, 100 * label + 100, (40, 50, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{seed}.png")
+    command = ["export", str(tmp_path / "net.safetensors"), "--fixed-size", "--sparse", "dense", "--int8", "--data"]
+    assert main([*command, str(tmp_path / "data")]) == 0
+    title, *rows = capsys.readouterr().out.splitlines()[-3:]
+    assert title.split() == ["weights", "int8"]
+    assert [row.split()[0] for row in rows] == ["top-1", "top-5"]
+    assert Runner(tmp_path / "net.onnx").metadata["int8"] is True
+    assert main([*command, str(tmp_path / "data" / "train" / "dark")]) == 0  # images alone: nothing to compare with
+    assert "weights" not in capsys.readouterr().out
+
+
+def test_options_that_do_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "net.safetensors"
+    save_checkpoint(create_model("yolo_master_n", task="classify", num_classes=2), weights)
+    for options, reason in (
+        (["--int8"], "data must be given with --int8, and with it alone"),
+        (["--data", "cells"], "data must be given with --int8, and with it alone"),
+        (["--format", "openvino", "--out", "net.onnx"], "out must end in .xml for --format openvino, got net.onnx"),
+    ):
+        assert main(["export", str(weights), *options]) == 2
+        assert reason in capsys.readouterr().err
 
 
 class Determinant(nn.Module):

@@ -27,11 +27,9 @@ def import_in_a_fresh_process() -> dict[str, object]:
 
 
 def test_the_package_alone_loads_nothing() -> None:
-    code = (
-        "import sys; import moe_vision; print(bool({'torch', 'numpy'} & sys.modules.keys()), moe_vision.layers.ESMoE)"
-    )
+    code = "import sys, moe_vision as mv; print({'torch', 'numpy'} & sys.modules.keys(), mv.layers.ESMoE.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set() <class 'moe_vision.layers.esmoe.ESMoE'>\n"
+    assert done.stdout == "set() ESMoE\n"
 
 
 def test_loads_torch_alone() -> None:

@@ -28,8 +28,11 @@ def run(options: argparse.Namespace) -> None:
     from moe_vision.data import to_image
     from moe_vision.inference import predict
     from moe_vision.layers import fuse
+    from moe_vision.models import YOLOMaster
 
-    model = fuse(load_network(options.weights))
+    model = load_network(options.weights)
+    if isinstance(model, YOLOMaster):
+        model = fuse(model)
     options.out.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     skipped = 0

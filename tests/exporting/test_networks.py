@@ -117,10 +117,10 @@ def assert_same_results(found: list[dict[str, Any]], expected: list[dict[str, An
 
 
 def test_a_file_finds_what_the_weights_find(detector: Exported, tmp_path: Path) -> None:
-    images, limits = photos(tmp_path), {"score": 0.6, "iou": 0.5, "max_detections": 20}
+    images, limits = photos(tmp_path), {"score": 0.5, "iou": 0.5, "max_detections": 20}
     runner = Runner(detector.path)
     assert_same_results(runner.predict(images, **limits), predict(detector.model, images, **limits))
-    options = ["--score", "0.6", "--iou", "0.5", "--max-detections", "20"]
+    options = ["--score", "0.5", "--iou", "0.5", "--max-detections", "20"]
     for name, network in (("weights", detector.weights), ("file", detector.path)):
         assert main(["predict", str(network), *map(str, images), "--out", str(tmp_path / name), *options]) == 0
     folders = [tmp_path / "weights", tmp_path / "file"]

@@ -5,21 +5,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from moe_vision._timm_registration import register_with_timm
-from moe_vision.layers import (
-    DepthwiseExperts,
-    DynamicRouter,
-    ESMoE,
-    Routing,
-    TopKGate,
-    fuse,
-    hard_top_k,
-    soft_top_k,
-)
-from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
 
 if TYPE_CHECKING:
     from moe_vision.exporting import export
     from moe_vision.inference import predict
+    from moe_vision.layers import (
+        DepthwiseExperts,
+        DynamicRouter,
+        ESMoE,
+        Routing,
+        TopKGate,
+        fuse,
+        hard_top_k,
+        soft_top_k,
+    )
+    from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
     from moe_vision.models import create_model, list_models, load_official
 
 __version__ = "0.1.0"
@@ -43,17 +43,31 @@ __all__ = [
     "soft_top_k",
 ]
 
-# What stands above the layers is loaded when it is used: it needs torchvision and timm, which take seconds to import.
+# Where the names are. Each is loaded when it is used: layers without torchvision and timm, which take seconds to
+# import, and `moe_vision.runtime` without torch.
 _LAZY = {
+    "DepthwiseExperts": "layers",
+    "DynamicRouter": "layers",
+    "ESMoE": "layers",
+    "Routing": "layers",
+    "TopKGate": "layers",
+    "auxiliary_loss": "losses",
     "create_model": "models",
     "export": "exporting",
+    "fuse": "layers",
+    "hard_top_k": "layers",
     "list_models": "models",
+    "load_balancing_loss": "losses",
     "load_official": "models",
     "predict": "inference",
+    "router_z_loss": "losses",
+    "soft_top_k": "layers",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LAZY.values():  # `import moe_vision` is enough for `moe_vision.layers`
+        return import_module(f"moe_vision.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'moe_vision' has no attribute {name!r}")
     return getattr(import_module(f"moe_vision.{_LAZY[name]}"), name)

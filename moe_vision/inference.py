@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from moe_vision.data import ImageLike, eval_transform, letterbox_geometry, to_image, undo_letterbox
 from moe_vision.data.transforms import classify_transform
-from moe_vision.models import DetectOutput, SegmentOutput, YOLOMaster
+from moe_vision.models import DetectOutput, ExportedNetwork, SegmentOutput, YOLOMaster
+from moe_vision.models.exported import device_of
 from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks import class_scores, mask_polygons
 from moe_vision.tasks.masks import mask_windows, paste_windows
@@ -23,7 +24,7 @@ Result = dict[str, Any]
 
 @torch.inference_mode()
 def predict(
-    model: YOLOMaster,
+    model: YOLOMaster | ExportedNetwork,
     images: ImageLike | Sequence[ImageLike],
     *,
     score: float = 0.25,
@@ -35,7 +36,7 @@ def predict(
     """Detect, segment or classify images. The network predicts in eval mode and is left in the mode it was in.
 
     Args:
-        model: A network of any task.
+        model: A network of any task, or a file of one.
         images: One image or several, each of any size: a path, an array (H, W, 3) of uint8 or a tensor (3, H, W) of
             uint8 or of floats in [0, 1]; RGB. A tensor (B, 3, H, W) is B images.
         score: Lowest score to report, in [0, 1]; a classifier reports all.
@@ -73,7 +74,7 @@ def predict(
         raise ValueError(f"polygons must be False for a network of task={task!r}, which finds no masks")
     limits = {"score": score, "iou": iou, "max_detections": max_detections}
     transform = classify_transform(size) if task == "classify" else eval_transform(size)
-    device = next(model.parameters()).device
+    device = device_of(model)
     results: list[Result] = []
     with _in_eval(model):
         for start in range(0, len(waiting), BATCH_SIZE):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``import moe_vision`` costs little more than ``import torch``."""
+"""``import moe_vision`` costs nothing, and its layers little more than ``import torch``."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import json, sys, time
 start = time.process_time()
 import torch
 middle = time.process_time()
-import moe_vision
+from moe_vision import ESMoE, auxiliary_loss
 end = time.process_time()
 modules = sorted({name.split(".")[0] for name in sys.modules})
 print(json.dumps({"torch": middle - start, "added": end - middle, "modules": modules}))
@@ -24,6 +24,12 @@ print(json.dumps({"torch": middle - start, "added": end - middle, "modules": mod
 def import_in_a_fresh_process() -> dict[str, object]:
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+def test_the_package_alone_loads_nothing() -> None:
+    code = "import sys, moe_vision as mv; print({'torch', 'numpy'} & sys.modules.keys(), mv.layers.ESMoE.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set() ESMoE\n"
 
 
 def test_loads_torch_alone() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands share: the option for the data, what a network costs, and how metrics are printed."""
+"""What several commands share: the option for the data, the network, what it costs, and how metrics are printed."""
 
 import argparse
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the command line answers without waiting for torch
     from torch import nn
+
+    from moe_vision.models import ExportedNetwork, YOLOMaster
 
 COUNTS = {"class_images": "images", "class_objects": "objects"}
 OF_OBJECTS = {"map": "mAP 50:95", "map50": "mAP 50", "precision": "precision", "recall": "recall"}
@@ -26,6 +28,13 @@ def add_data(command: argparse.ArgumentParser) -> None:
         required=True,
         help="data set of Pascal VOC, COCO, YOLO or instance-index PNG; to classify, of folders or a list",
     )
+
+
+def load_network(path: Path) -> "YOLOMaster | ExportedNetwork":
+    """Load a checkpoint, or a network that was exported to ONNX."""
+    from moe_vision.models import ExportedNetwork, load_checkpoint
+
+    return ExportedNetwork(path) if path.suffix == ".onnx" else load_checkpoint(path)
 
 
 def count_cost(model: "nn.Module", size: int) -> dict[str, int]:

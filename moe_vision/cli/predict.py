@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_vision.cli.options import load_network
+
 
 def add_to(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
     command = commands.add_parser("predict", help="detect, segment or classify images; writes pictures and a JSON")
-    command.add_argument("weights", type=Path, help="a checkpoint")
+    command.add_argument("weights", type=Path, help="a checkpoint, or an ONNX file of one")
     command.add_argument("images", type=Path, nargs="+", help="images, or folders of images")
     command.add_argument("--out", type=Path, default=Path("runs/predict"), help="folder for the results")
     command.add_argument("--score", type=float, default=0.25, help="lowest score to report (%(default)s)")
@@ -26,9 +28,11 @@ def run(options: argparse.Namespace) -> None:
     from moe_vision.data import to_image
     from moe_vision.inference import predict
     from moe_vision.layers import fuse
-    from moe_vision.models import load_checkpoint
+    from moe_vision.models import YOLOMaster
 
-    model = fuse(load_checkpoint(options.weights))
+    model = load_network(options.weights)
+    if isinstance(model, YOLOMaster):
+        model = fuse(model)
     options.out.mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
     skipped = 0
@@ -64,10 +68,11 @@ def _record(found: dict[str, Any], image: Any, names: Sequence[str], out: Path, 
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
     """Replace folders by the images in them."""
-    return [file for path in paths for file in (_images_in(path) if path.is_dir() else [path])]
+    return [file for path in paths for file in (images_in(path) if path.is_dir() else [path])]
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files of a folder, not of its subfolders."""
     from moe_vision.data.images import IMAGE_SUFFIXES
 
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)

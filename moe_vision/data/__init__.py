@@ -6,7 +6,7 @@ from moe_vision.data.classification import ClassificationPipeline
 from moe_vision.data.copy_paste import copy_paste
 from moe_vision.data.images import read_image
 from moe_vision.data.inputs import ImageLike, to_image
-from moe_vision.data.letterbox import Letterbox, LetterboxGeometry, letterbox_geometry, undo_letterbox
+from moe_vision.data.letterbox import Letterbox, undo_letterbox
 from moe_vision.data.loader import build_loader, collate
 from moe_vision.data.mixup import mixup
 from moe_vision.data.mosaic import mosaic, scale_jitter
@@ -23,6 +23,7 @@ from moe_vision.data.report import describe, format_description
 from moe_vision.data.samples import ClassificationSource, DetectionSource, Sample, Target
 from moe_vision.data.scenes import ShapeScenes
 from moe_vision.data.transforms import eval_transform, train_transform
+from moe_vision.runtime.letterbox import LetterboxGeometry, letterbox_geometry
 
 __all__ = [
     "COCODetection",

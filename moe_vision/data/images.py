@@ -1,28 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read image files with Pillow."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from moe_vision.runtime.images import opened, read_pixels
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds on broken files
-        raise ValueError(f"path must be a readable image, got {str(path)!r}: {error}") from error
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -32,7 +20,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         FileNotFoundError: There is no such file.
         ValueError: The header is broken or of an unknown format.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.height, image.width
 
 
@@ -48,17 +36,13 @@ def read_image(path: str | Path) -> Tensor:
 
     Examples:
         >>> import tempfile
+        >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (64, 48)).save(f"{folder}/black.png")
         ...     read_image(f"{folder}/black.png").shape
         torch.Size([3, 48, 64])
     """
-    with _opened(path) as image:
-        if image.mode.startswith("I;16"):  # Pillow would clip it at 255
-            rgb = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        else:
-            rgb = image.convert("RGB")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    return torch.from_numpy(read_pixels(path)).permute(2, 0, 1)
 
 
 def read_indices(path: str | Path) -> NDArray[np.generic]:
@@ -71,7 +55,7 @@ def read_indices(path: str | Path) -> NDArray[np.generic]:
         FileNotFoundError: There is no such file.
         ValueError: The file is no image, broken, or not of one channel of integers.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         pixels = np.array(image)
     if pixels.ndim != 2 or pixels.dtype.kind not in "bui":
         raise ValueError(f"image must have one channel of integers, got mode {image.mode} in {str(path)!r}")

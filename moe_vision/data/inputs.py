@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_vision.data.images import read_image
+from moe_vision.runtime.images import check_pixels
 
 ImageLike = str | Path | Tensor | NDArray[np.uint8]
 
@@ -42,8 +43,7 @@ def to_image(image: ImageLike) -> Tensor:
 
 
 def _from_array(pixels: NDArray[np.uint8]) -> Tensor:
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or pixels.size == 0:
-        raise ValueError(f"image must be an array (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
+    check_pixels(pixels)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).contiguous()
 
 

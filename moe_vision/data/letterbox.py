@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Letterbox: fit an image into a square without changing its aspect ratio, and take boxes back from there."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,33 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from moe_vision.data.masks import resize_masks
-
-
-class LetterboxGeometry(NamedTuple):
-    """Where the resized image lies in the square, in pixels.
-
-    Examples:
-        >>> from moe_vision.data import LetterboxGeometry
-        >>> LetterboxGeometry(height=240, width=320, top=40, left=0).top
-        40
-    """
-
-    height: int
-    width: int
-    top: int
-    left: int
-
-
-def letterbox_geometry(height: int, width: int, size: int) -> LetterboxGeometry:
-    """Size and place of a height x width image in a size x size square, centred.
-
-    Examples:
-        >>> letterbox_geometry(480, 640, 320)
-        LetterboxGeometry(height=240, width=320, top=40, left=0)
-    """
-    scale = size / max(height, width)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    return LetterboxGeometry(new_height, new_width, (size - new_height) // 2, (size - new_width) // 2)
+from moe_vision.runtime.letterbox import letterbox_geometry
 
 
 class Letterbox(v2.Transform):  # type: ignore[misc]  # torchvision ships no types

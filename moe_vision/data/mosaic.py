@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from moe_vision.data.letterbox import letterbox_geometry
 from moe_vision.data.masks import resize_crop
 from moe_vision.data.samples import Sample, Target, make_sample
+from moe_vision.runtime.letterbox import letterbox_geometry
 
 FILL = 114
 SCALE = (0.5, 1.5)  # relative to the letterboxed size

@@ -79,7 +79,7 @@ def measure_latency(model: nn.Module, input_shape: tuple[int, int, int], *, roun
         >>> measure_latency(nn.Conv2d(3, 8, 3), (3, 32, 32)) > 0
         True
     """
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0, device="cpu"))
     image = torch.rand(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
     return compare_latency({"model": lambda: model(image)}, rounds=rounds)["model"].median
 

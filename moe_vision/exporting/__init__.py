@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export to ONNX: every expert in the file, unselected ones do not run, checked before it is handed over."""
+"""Export to ONNX, OpenVINO and torch.export: every expert in the file, checked before it is handed over."""
 
+from moe_vision.exporting.calibration import calibration_images
 from moe_vision.exporting.exporter import export
 from moe_vision.exporting.report import ExportReport
 from moe_vision.exporting.suppression import Suppression
 
-__all__ = ["ExportReport", "Suppression", "export"]
+__all__ = ["ExportReport", "Suppression", "calibration_images", "export"]

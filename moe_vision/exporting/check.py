@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check of an exported graph: in ONNX Runtime it gives what the module gives in eager, with every expert.
+"""The check of an exported graph: in its runtime it gives what the module gives in eager, with every expert.
 
 Each shape of images is run twice. First the routers choose. Then the check does: the logits of every block are an
 input of the graph, and replace the routers' own in eager, so that all experts have their turn in the whole network,
@@ -7,7 +7,7 @@ also those that no image at hand would select. Axes: B images, E experts, K sele
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,8 @@ from moe_vision.exporting.blocks import SparseForm, blocks_of, forced_logits, fo
 from moe_vision.exporting.graph import named_outputs
 from moe_vision.exporting.inputs import Shape, random_images
 from moe_vision.exporting.report import BlockReport, Comparison
+from moe_vision.exporting.runs import Runs
 from moe_vision.layers import hard_top_k
-
-if TYPE_CHECKING:
-    import onnx
-    import onnxruntime
 
 
 class Turn(NamedTuple):
@@ -34,7 +31,8 @@ class GraphCheck:
     """Run an exported graph against the module it was made of.
 
     Args:
-        graph: The graph, whose last outputs are the logits of each call of a block.
+        runs: The graph in its runtime.
+        names: Names of its outputs, without the logits.
         module: The module in eval and fp32.
         calls: Names of the blocks in the order in which they run.
         sparse: Form of the export.
@@ -42,8 +40,16 @@ class GraphCheck:
     """
 
     def __init__(
-        self, graph: "onnx.ModelProto", module: nn.Module, calls: Sequence[str], sparse: SparseForm, tolerance: float
+        self,
+        runs: Runs,
+        names: Sequence[str],
+        module: nn.Module,
+        calls: Sequence[str],
+        sparse: SparseForm,
+        tolerance: float,
     ) -> None:
+        self.runs = runs
+        self.names = list(names)
         self.module = module
         self.calls = list(calls)
         self.blocks = blocks_of(module)
@@ -52,9 +58,6 @@ class GraphCheck:
         self.selected = {name: [0] * len(block.experts) for name, block in self.blocks.items() if name in self.calls}
         self.turn = 0
         self.generator = torch.Generator().manual_seed(0)
-        self.names = [output.name for output in graph.graph.output]
-        self.chosen = _session(graph)
-        self.forced = _session(with_forced_routing(graph, len(self.calls)))
 
     def run(self, shapes: Sequence[Shape]) -> list[Comparison]:
         """Compare on images of each shape, and then on the smallest ones until every expert has had its turn.
@@ -79,11 +82,10 @@ class GraphCheck:
         """Let the routers choose; leave out images where rounding decides between two experts."""
         images = random_images(shape, self.generator)
         with torch.inference_mode(), recorded_logits(self.module) as record:
-            outputs = named_outputs(self.module(images))
-        expected = Turn(outputs, [logits for _, logits in record])
-        values = [torch.from_numpy(value) for value in self.chosen.run(None, {"images": images.numpy()})]
-        count = len(outputs)
-        actual = Turn(dict(zip(self.names, values[:count], strict=False)), values[count:])
+            expected = Turn(named_outputs(self.module(images)), [logits for _, logits in record])
+            values = self.runs.chosen([images])
+        count = len(self.names)
+        actual = Turn(dict(zip(self.names, values[:count], strict=True)), values[count:])
         kept = self._decided(actual.logits, expected.logits, shape)
         error = self._error(actual.outputs, expected.outputs, kept, shape, "chosen")
         return Comparison(shape, "chosen", int(kept.sum()), error)
@@ -95,10 +97,8 @@ class GraphCheck:
         self.turn += shape[0]
         with torch.inference_mode(), forced_logits(self.module, logits):
             expected = named_outputs(self.module(images))
-        feed = {"images": images.numpy()}
-        feed |= {f"forced.{index}": values.numpy() for index, values in enumerate(logits)}
-        values = [torch.from_numpy(value) for value in self.forced.run(None, feed)]
-        actual = dict(zip(self.names, values, strict=False))
+            values = self.runs.forced([images, *logits])
+        actual = dict(zip(self.names, values, strict=True))
         everything = torch.ones(shape[0], dtype=torch.bool)
         return Comparison(shape, "forced", shape[0], self._error(actual, expected, everything, shape, "forced"))
 
@@ -125,7 +125,7 @@ class GraphCheck:
             wrong = same & ((ours - theirs).abs().amax(dim=1) > allowed)
             if wrong.any():
                 raise ValueError(
-                    f"the router of {name!r} must give in ONNX Runtime what it gives in eager, got logits "
+                    f"the router of {name!r} must give in {self.runs.runtime} what it gives in eager, got logits "
                     f"{ours[wrong][0].tolist()} and {theirs[wrong][0].tolist()} on images {shape}"
                 )
             for image in torch.nonzero(same & agree)[:, 0].tolist():
@@ -143,7 +143,8 @@ class GraphCheck:
             ours = actual[name]
             if ours.shape != theirs.shape:
                 raise ValueError(
-                    f"output {name!r} must have shape {tuple(theirs.shape)} in ONNX Runtime, got {tuple(ours.shape)}"
+                    f"output {name!r} must have shape {tuple(theirs.shape)} in {self.runs.runtime}, "
+                    f"got {tuple(ours.shape)}"
                 )
             if theirs.ndim and len(theirs) == len(kept):
                 ours, theirs = ours[kept], theirs[kept]
@@ -155,43 +156,9 @@ class GraphCheck:
             error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
             if not error <= self.tolerance:  # NaN is not
                 raise ValueError(
-                    f"output {name!r} must be in ONNX Runtime what it is in eager, within {self.tolerance:.0e} of its "
-                    f"largest value; it is off by {error:.1e} on images {shape} with experts {routing}"
+                    f"output {name!r} must be in {self.runs.runtime} what it is in eager, within "
+                    f"{self.tolerance:.0e} of its largest value; it is off by {error:.1e} on images {shape} with "
+                    f"experts {routing}"
                 )
             largest = max(largest, error)
         return largest
-
-
-def with_forced_routing(graph: "onnx.ModelProto", calls: int) -> "onnx.ModelProto":
-    """Return a copy whose last outputs, the logits of each call of a block, are the inputs ``forced.0`` and so on."""
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    outputs = list(copy.graph.output)
-    place = len(outputs) - calls
-    new_names = {output.name: f"forced.{index}" for index, output in enumerate(outputs[place:])}
-    del copy.graph.output[place:]
-    for output in outputs[place:]:
-        value = copy.graph.input.add()
-        value.CopyFrom(output)
-        value.name = new_names[output.name]
-    _rename_inputs(copy.graph, new_names)
-    return copy
-
-
-def _rename_inputs(graph: "onnx.GraphProto", names: dict[str, str]) -> None:
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = names.get(name, name)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename_inputs(attribute.g, names)
-
-
-def _session(graph: "onnx.ModelProto") -> "onnxruntime.InferenceSession":
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns about what it leaves out of a graph
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])

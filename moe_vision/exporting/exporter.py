@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export of a module with experts to an ONNX file that was checked."""
+"""Export of a module with experts to a file that was checked."""
 
 import copy
+import json
 import os
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,12 +14,21 @@ from torch import Tensor, nn
 
 from moe_vision.exporting.blocks import SparseForm, recorded_logits, set_forms
 from moe_vision.exporting.check import GraphCheck
-from moe_vision.exporting.graph import ROUTING, build_graph, dynamic_sizes, named_outputs
+from moe_vision.exporting.files import save_onnx, save_openvino, saved_program, write
+from moe_vision.exporting.graph import ROUTING, dynamic_sizes, named_outputs, to_onnx, trace
 from moe_vision.exporting.inputs import check_shapes, example_images, multiple_of, traced_images
 from moe_vision.exporting.metadata import metadata
+from moe_vision.exporting.quantization import quantize
 from moe_vision.exporting.report import ExportReport
+from moe_vision.exporting.runs import onnx_runs, openvino_runs, program_runs
 from moe_vision.exporting.suppression import Suppression, add_suppression, check_suppression
-from moe_vision.exporting.weights import expert_weights, missing_weights, move_into_branches
+from moe_vision.exporting.weights import (
+    check_weights,
+    expert_weights,
+    move_into_branches,
+    onnx_weights,
+    program_weights,
+)
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.fusion import fuse
 
@@ -26,7 +37,12 @@ if TYPE_CHECKING:
     import onnx_ir
 
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2}
-REQUIRED = ("onnx", "onnxscript", "onnxruntime")
+# What a file of each ending takes to write.
+REQUIRED = {
+    ".onnx": ("onnx", "onnxscript", "onnxruntime"),
+    ".xml": ("onnx", "onnxscript", "openvino"),
+    ".pt2": (),
+}
 
 
 def export(
@@ -38,9 +54,10 @@ def export(
     sparse: SparseForm = "index",
     dynamic: bool = True,
     half: bool = False,
+    calibration: Iterable[Tensor] | None = None,
     suppress: Suppression | None = None,
 ) -> ExportReport:
-    """Write a module to an ONNX file that gives in ONNX Runtime what the module gives in eval, for every input.
+    """Write a module to a file that gives in its runtime what the module gives in eval, for every input.
 
     Before the file is handed over it is run against the module, with one and with five images of two sizes, so that
     every expert of every block is selected; the weights of all experts are looked up in it. It holds class names,
@@ -49,7 +66,8 @@ def export(
     Args:
         module: A network, a bare `ESMoE`, or any module from images to a tensor, or a tuple or dict of tensors; it is
             left as it is.
-        path: File to write, ending in ``.onnx``; its folder must exist.
+        path: File to write, in a folder that exists. Its ending is the format: ``.onnx`` for ONNX Runtime, ``.xml``
+            for OpenVINO (which puts the weights beside it, in a ``.bin``), ``.pt2`` for a program of `torch.export`.
         example: Images to trace with; if None, such as the module takes.
         image_size: Side of the images in pixels, a multiple of 32 (but for a bare layer), also recorded as the default
             for those who use the file; if None, that of the module, or 640.
@@ -58,17 +76,21 @@ def export(
         dynamic: Take any number of images of any size, in multiples of 32 unless the example's sides are none or the
             module is a bare layer. Otherwise the example's shape alone.
         half: Keep weights and features in fp16; input and outputs stay fp32, as do the routers.
+        calibration: Batches of images as the module takes them, to measure the ranges of features on for int8; the
+            routers, the first and the last convolutions and the experts of the form ``index`` stay in fp32. The check
+            is that of the fp32 graph; evaluate the file to know what int8 costs. ONNX alone.
         suppress: Drop boxes that score low or repeat others within the file, see `moe_vision.exporting.Suppression`.
 
     Shape:
         - Input of the file: ``images`` (B, C, H, W), float32
-        - Output of the file: what the module returns in eval, by the names of its fields, or ``output``, ``output_0``
+        - Output of the file: what the module returns in eval, by the names of its fields, or ``output``, ``output_0``;
+          a program returns them as a tuple in that order, and after them the logits of each block
 
     Raises:
-        ModuleNotFoundError: If the extra ``export`` is not installed.
+        ModuleNotFoundError: If the extra ``export`` (or ``openvino``) is not installed.
         OSError: If the file can't be written.
-        ValueError: If an argument is out of its range, an operator has no form in ONNX (named with its layer), or the
-            check fails.
+        ValueError: If an argument is out of its range, an operator has no form in the format (named with its layer),
+            or the check fails.
 
     Examples:
         >>> import tempfile
@@ -78,45 +100,62 @@ def export(
         >>> report.blocks[0].form, min(report.blocks[0].images) > 0
         ('index', True)
     """
-    _check_installed()
-    check_choice("sparse", sparse, get_args(SparseForm))
     path = _check_path(Path(path))
+    check_choice("sparse", sparse, get_args(SparseForm))
+    _check_form(path.suffix, half, calibration, suppress)
     if suppress is not None:
         check_suppression(suppress, module)
     example = example_images(module, example, image_size, dynamic)
     shapes = check_shapes(example, dynamic)
     reference = copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(False)
     outputs, calls = _signature(reference, shapes[0])
+    routing = [f"{ROUTING}{index}.{name}" for index, name in enumerate(calls)]
     dtype = torch.float16 if half else torch.float32
     deployed = fuse(reference).to(dtype).to(memory_format=torch.contiguous_format)
     set_forms(deployed, sparse)
     weights = expert_weights(deployed)
-    names = [*outputs, *(f"{ROUTING}{index}.{name}" for index, name in enumerate(calls))]
     sizes = dynamic_sizes(multiple_of(module, example)) if dynamic else {}
-    traced = traced_images(module, example, dynamic)
-    model = build_graph(deployed, traced, names, sizes, dtype)
-    graph = _finish(model, metadata(module, example, sparse=sparse, dynamic=dynamic, half=half))
-    if missing := missing_weights(graph, weights):
-        raise ValueError(f"the file must hold the weights of all experts, but it lacks {', '.join(missing)}")
-    check = GraphCheck(graph, reference, calls, sparse, TOLERANCES[dtype])
-    comparisons = check.run(shapes)
-    del graph.graph.output[len(outputs) :]
-    if suppress is not None:
-        add_suppression(graph, suppress)
-    _write(graph, path)
+    form = {"sparse": sparse, "dynamic": dynamic, "half": half, "int8": calibration is not None}
+    about = metadata(module, example, **form)
+    program = trace(deployed, traced_images(module, example, dynamic), sizes, dtype)
+
+    if path.suffix == ".pt2":
+        check_weights(program_weights(program), weights)
+        saved = saved_program(program, {**about, "outputs": json.dumps(outputs)})
+        check = GraphCheck(program_runs(saved, len(calls)), outputs, reference, calls, sparse, TOLERANCES[dtype])
+        comparisons = check.run(shapes)
+        write(saved, path)
+    else:
+        graph = _finish(to_onnx(program, [*outputs, *routing], sizes), about)
+        check_weights(onnx_weights(graph), weights)
+        runs = (openvino_runs if path.suffix == ".xml" else onnx_runs)(graph, len(calls))
+        check = GraphCheck(runs, outputs, reference, calls, sparse, TOLERANCES[dtype])
+        comparisons = check.run(shapes)
+        del graph.graph.output[len(outputs) :]
+        if calibration is not None:
+            graph = quantize(graph, calibration, routing)
+        if suppress is not None:
+            add_suppression(graph, suppress)
+        (save_openvino if path.suffix == ".xml" else save_onnx)(graph, path)
     return ExportReport(path, path.stat().st_size, check.tolerance, check.reports(), tuple(comparisons))
 
 
-def _check_installed() -> None:
-    for name in REQUIRED:
+def _check_form(suffix: str, half: bool, calibration: object, suppress: object) -> None:
+    """Complain about what a format does not have, and about what it needs that is not installed."""
+    if calibration is not None and (half or suffix != ".onnx"):
+        raise ValueError(f"calibration must be None unless the file is .onnx and half is False, got {suffix}, {half=}")
+    if suppress is not None and suffix == ".pt2":
+        raise ValueError("suppress must be None for a program of torch.export (.pt2), got limits")
+    for name in REQUIRED[suffix]:
         if find_spec(name) is None:
-            raise ModuleNotFoundError(f"{name} is not installed; pip install 'moe-vision[export]'", name=name)
+            extra = "openvino" if name == "openvino" else "export"
+            raise ModuleNotFoundError(f"{name} is not installed; pip install 'moe-vision[{extra}]'", name=name)
 
 
 def _check_path(path: Path) -> Path:
     """Complain about the path now, not after minutes."""
-    if path.suffix != ".onnx":
-        raise ValueError(f"path must end in .onnx, got {path.name}")
+    if path.suffix not in REQUIRED:
+        raise ValueError(f"path must end in one of {', '.join(REQUIRED)}, got {path.name}")
     if path.is_dir():
         raise IsADirectoryError(f"path must be a file, but {path} is a folder")
     if not path.parent.is_dir():
@@ -145,13 +184,3 @@ def _finish(model: "onnx_ir.Model", about: dict[str, str]) -> "onnx.ModelProto":
     model.producer_name = "moe_vision"
     model.metadata_props.update(about)
     return onnx_ir.to_proto(model)
-
-
-def _write(graph: "onnx.ModelProto", path: Path) -> None:
-    """Write the file whole or not at all: a process that is killed here leaves the previous one."""
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_bytes(graph.SerializeToString())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a module to an ONNX graph, by the exporter of torch."""
+"""From a module to a program of torch.export, and on to an ONNX graph."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from moe_vision.exporting.blocks import recorded_logits
 
@@ -60,29 +60,39 @@ def named_outputs(outputs: Any) -> dict[str, Tensor]:
     return {name: output.float() if output.is_floating_point() else output for name, output in named.items()}
 
 
-def build_graph(
-    module: nn.Module, example: Tensor, output_names: list[str], sizes: dict[int, Any], dtype: torch.dtype
-) -> "onnx_ir.Model":
-    """Trace a module that is in eval and needs no gradients.
+def trace(module: nn.Module, example: Tensor, sizes: dict[int, Any], dtype: torch.dtype) -> ExportedProgram:
+    """Trace a module that is in eval and needs no gradients, with the logits of every block as its last outputs.
 
     Args:
         module: The module; its input is called ``images``.
         example: Images, at least two if their number is dynamic.
-        output_names: Names of its outputs and of the logits of every block.
         sizes: The dynamic axes of the images and what is known of them.
-        dtype: Type of the images that the module takes; the graph takes fp32.
+        dtype: Type of the images that the module takes; the program takes fp32.
 
     Raises:
-        ValueError: If the module can't be traced, or ONNX has no form for an operator, which is named with its layer.
+        ValueError: If the module can't be traced.
     """
-    flat = Flat(module, dtype)
-    with _quiet():
+    with quiet():
         try:
-            program = torch.export.export(flat, (example,), dynamic_shapes=(sizes,))
+            return torch.export.export(Flat(module, dtype), (example,), dynamic_shapes=(sizes,))
         except Exception as error:  # whatever the module's own code raises
             raise ValueError(f"module can't be traced by torch.export: {str(error).splitlines()[0]}") from error
+
+
+def to_onnx(program: ExportedProgram, output_names: list[str], sizes: dict[int, Any]) -> "onnx_ir.Model":
+    """Convert a program.
+
+    Args:
+        program: The program.
+        output_names: Names of its outputs and of the logits of every block.
+        sizes: The dynamic axes that it was traced with.
+
+    Raises:
+        ValueError: If ONNX has no form for an operator, which is named with its layer.
+    """
+    with quiet():
         try:
-            onnx_program = torch.onnx.export(
+            converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
@@ -92,9 +102,9 @@ def build_graph(
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ValueError(_unsupported(program, error)) from error
-    if onnx_program is None:
+    if converted is None:
         raise ValueError("module can't be exported: torch.onnx.export returned nothing")
-    return onnx_program.model
+    return converted.model
 
 
 def dynamic_sizes(multiple: int) -> dict[int, Any]:
@@ -105,8 +115,8 @@ def dynamic_sizes(multiple: int) -> dict[int, Any]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from talking about itself."""
+def quiet() -> Iterator[None]:
+    """Keep exporters from talking about themselves."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -117,7 +127,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _unsupported(program: torch.export.ExportedProgram, error: Exception) -> str:
+def _unsupported(program: ExportedProgram, error: Exception) -> str:
     """Name the operator that ONNX has no form for, and the layer that calls it."""
     operator = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error))
     if operator is None:

@@ -10,8 +10,8 @@ from moe_vision import __version__
 from moe_vision.models import YOLOMaster
 from moe_vision.models.anchors import STRIDES
 from moe_vision.models.config import variant_of
+from moe_vision.runtime.runner import FORMAT
 
-FORMAT = "moe_vision-onnx-1"
 # Images go in as RGB of float32 in [0, 1]; a network that wants other numbers normalises them itself.
 INPUT = {"layout": "NCHW", "color": "RGB", "range": [0, 1], "mean": [0, 0, 0], "std": [1, 1, 1], "letterbox": 114 / 255}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import nn
 
 from moe_vision.models import YOLOMaster
-from moe_vision.tasks.postprocess import check_limits
+from moe_vision.runtime.suppression import check_limits
 
 if TYPE_CHECKING:
     import onnx

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in an ONNX graph: where they lie, and that none of an expert's is missing."""
+"""Weights in an exported graph: where they lie, and that none of an expert's is missing."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from torch import nn
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from moe_vision.exporting.blocks import blocks_of
 
@@ -52,10 +53,21 @@ def expert_weights(module: nn.Module) -> dict[str, bytes]:
     }
 
 
-def missing_weights(model: "onnx.ModelProto", weights: dict[str, bytes]) -> list[str]:
-    """Return the names of the weights that are not in the file, value for value."""
-    present = {data for graph in _graphs(model.graph) for data in _values(graph)}
-    return [name for name, data in weights.items() if data not in present]
+def onnx_weights(model: "onnx.ModelProto") -> set[bytes]:
+    """Return the values of all kernels and matrices of a graph."""
+    return {data for graph in _graphs(model.graph) for data in _values(graph)}
+
+
+def program_weights(program: ExportedProgram) -> set[bytes]:
+    """Return the values of all parameters and constants of a program."""
+    tensors = [*program.state_dict.values(), *program.constants.values()]
+    return {bytes(one.detach().contiguous().numpy().tobytes()) for one in tensors if isinstance(one, Tensor)}
+
+
+def check_weights(present: set[bytes], weights: dict[str, bytes]) -> None:
+    """Raise ValueError unless all weights are among those of a file, value for value."""
+    if missing := [name for name, data in weights.items() if data not in present]:
+        raise ValueError(f"the file must hold the weights of all experts, but it lacks {', '.join(missing)}")
 
 
 def _graphs(graph: "onnx.GraphProto") -> Iterator["onnx.GraphProto"]:

@@ -6,6 +6,7 @@ from moe_vision.models.checkpoint import load_checkpoint, save_checkpoint
 from moe_vision.models.classify_head import ClassifyHead
 from moe_vision.models.config import YOLOMasterConfig, named_config
 from moe_vision.models.detect_head import DetectHead, DetectMaps, DetectOutput
+from moe_vision.models.exported import ExportedNetwork
 from moe_vision.models.neck import PathAggregationNeck
 from moe_vision.models.official import ConversionReport, load_official
 from moe_vision.models.segment_head import SegmentHead, SegmentMaps, SegmentOutput
@@ -18,6 +19,7 @@ __all__ = [
     "DetectHead",
     "DetectMaps",
     "DetectOutput",
+    "ExportedNetwork",
     "PathAggregationNeck",
     "SegmentHead",
     "SegmentMaps",

@@ -9,10 +9,8 @@ from torchvision.ops import batched_nms
 
 from moe_vision.losses.segmentation import CELL
 from moe_vision.models import DetectOutput, SegmentOutput
+from moe_vision.runtime.suppression import MAX_CANDIDATES, check_limits
 from moe_vision.tasks.masks import render_masks
-
-# More candidates than this before suppression change no result worth having, and its time grows with their square.
-MAX_CANDIDATES = 5000
 
 
 @torch.no_grad()
@@ -111,15 +109,6 @@ def class_scores(logits: Tensor) -> list[dict[str, Any]]:
     best, labels = scores.max(dim=1)
     rows = zip(labels.tolist(), best.tolist(), scores, strict=True)
     return [{"label": label, "score": score, "scores": all_scores} for label, score, all_scores in rows]
-
-
-def check_limits(score: float, iou: float, max_detections: int) -> None:
-    """Raise ValueError unless ``score`` and ``iou`` are in [0, 1] and ``max_detections`` is at least 1."""
-    for name, value in {"score": score, "iou": iou}.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections must be at least 1, got {max_detections}")
 
 
 def _keep(boxes: Tensor, scores: Tensor, score: float, iou: float, most: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as mask_functions
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -23,7 +23,8 @@ from moe_vision.data import (
 )
 from moe_vision.diagnostics import ExpertUsage
 from moe_vision.inference import results_in_original
-from moe_vision.models import YOLOMaster
+from moe_vision.models import ExportedNetwork, YOLOMaster
+from moe_vision.models.exported import device_of
 from moe_vision.models.yolo_master import check_image_size
 from moe_vision.tasks.masks import paste_windows
 from moe_vision.train.metrics import accuracy_metrics, coco_metrics, count_objects
@@ -34,7 +35,7 @@ Batches = Iterator[tuple[Any, list[dict[str, Any]]]]  # a network's output, and 
 
 @torch.no_grad()
 def evaluate(
-    model: YOLOMaster,
+    model: YOLOMaster | ExportedNetwork,
     source: DetectionSource | ClassificationSource,
     *,
     image_size: int,
@@ -49,7 +50,7 @@ def evaluate(
     those of COCO, by faster-coco-eval; where the source has `crowd_regions`, detections inside them are no mistakes.
 
     Args:
-        model: The network; it is put into eval mode and left there.
+        model: The network, or a file of one; it is put into eval mode and left there.
         source: Images with what the network's task is about: boxes and labels, masks too, or a label each.
         image_size: Side to which images are letterboxed (to classify: resized and cropped), a multiple of 32 pixels.
         batch_size: Images a forward.
@@ -95,8 +96,8 @@ def _samples(source: Any, image_size: int, task: str) -> Dataset[Sample]:
     return _LetterboxedImages(source, image_size, masks=task == "segment")
 
 
-def _forwards(model: YOLOMaster, loader: Any, usage: ExpertUsage) -> Batches:
-    device = next(model.parameters()).device
+def _forwards(model: nn.Module, loader: Any, usage: ExpertUsage) -> Batches:
+    device = device_of(model)
     for images, targets in loader:
         output = model(images.to(device))
         usage.update()

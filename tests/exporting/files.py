@@ -18,9 +18,10 @@ def run(path: Path, images: Tensor) -> dict[str, Tensor]:
 
 
 def alive(model: nn.Module) -> nn.Module:
-    """Give routers and norms of a network such values that images choose differently."""
+    """Give routers and norms such values that images choose differently, and that every residual branch counts."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # it starts at 0 at the end of a residual branch
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 2)
         if isinstance(module, ESMoE) and hasattr(module.router, "fc2"):

@@ -59,7 +59,7 @@ def test_suppression_needs_boxes(earlier: Path) -> None:
 def test_paths_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     for name, error, reason in (
-        ("net.pt", ValueError, "path must end in .onnx, got net.pt"),
+        ("net.pt", ValueError, "path must end in one of .onnx, .xml, .pt2, got net.pt"),
         ("none/net.onnx", FileNotFoundError, "path must lie in a folder that exists, but .*none does not"),
         ("folder.onnx", IsADirectoryError, "path must be a file, but .*folder.onnx is a folder"),
     ):

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_vision import ESMoE, export
+from moe_vision.exporting import ExportReport
 from moe_vision.layers import PointwiseMoE
 from moe_vision.layers.convolution import ConvNormAct
 from tests.exporting.files import alive, assert_every_expert_checked, run
@@ -35,24 +36,45 @@ def operators(path: Path) -> list[str]:
     return [node.op_type for node in nodes(onnx.load(path).graph)]
 
 
+class Exported(NamedTuple):
+    """A layer and its file."""
+
+    layer: ESMoE
+    path: Path
+    report: ExportReport
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A layer as it is by default, in the form `index`."""
+    layer, path = make_layer(), tmp_path_factory.mktemp("plain") / "layer.onnx"
+    return Exported(layer, path, export(layer, path))
+
+
+def assert_right(layer: ESMoE, path: Path, report: ExportReport) -> None:
+    assert_every_expert_checked(report, layer.gate.top_k)
+    images = torch.randn(9, 4, 13, 10) + 2 * torch.randn(9, 4, 1, 1)
+    expected = layer(images)
+    assert len(set(map(tuple, layer.routing.indices.sort(dim=1).values.tolist()))) > 2
+    torch.testing.assert_close(run(path, images)["output"], expected, rtol=0, atol=1e-5)
+    branches = [kind for kind in operators(path) if kind in ("If", "Scan")]
+    assert branches == ["Scan"] + ["If"] * len(layer.experts)
+
+
+def test_plain_layer(plain: Exported) -> None:
+    assert_right(*plain)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
         {"expert": "depthwise", "num_experts": 5, "top_k": 3, "stride": 2, "bias": True},
         {"out_channels": 7, "stride": 2, "shared_expert": True, "top_k": 1, "norm_layer": group_norm},
     ],
 )
 def test_layer(settings: dict[str, Any], tmp_path: Path) -> None:
     layer = make_layer(**settings)
-    report = export(layer, tmp_path / "layer.onnx")
-    assert_every_expert_checked(report, layer.gate.top_k)
-    images = torch.randn(9, 4, 13, 10) + 2 * torch.randn(9, 4, 1, 1)
-    expected = layer(images)
-    assert len(set(map(tuple, layer.routing.indices.sort(dim=1).values.tolist()))) > 2
-    torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], expected, rtol=0, atol=1e-5)
-    branches = [kind for kind in operators(tmp_path / "layer.onnx") if kind in ("If", "Scan")]
-    assert branches == ["Scan"] + ["If"] * len(layer.experts)
+    assert_right(layer, tmp_path / "layer.onnx", export(layer, tmp_path / "layer.onnx"))
 
 
 def test_a_router_that_pools_large_maps_alone(tmp_path: Path) -> None:
@@ -63,10 +85,8 @@ def test_a_router_that_pools_large_maps_alone(tmp_path: Path) -> None:
         torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], layer(images), rtol=0, atol=1e-5)
 
 
-def test_unselected_experts_do_not_run(tmp_path: Path) -> None:
-    layer = make_layer()
-    export(layer, tmp_path / "layer.onnx")
-    model = onnx.load(tmp_path / "layer.onnx")
+def test_unselected_experts_do_not_run(plain: Exported) -> None:
+    model = onnx.load(plain.path)
     (scan,) = [node for node in model.graph.node if node.op_type == "Scan"]
     body = next(attribute.g for attribute in scan.attribute if attribute.name == "body")
     convolutions = [node.op_type for node in (*model.graph.node, *body.node)].count("Conv")
@@ -88,14 +108,12 @@ def test_dense_form_has_no_branch(tmp_path: Path) -> None:
     assert "If" not in operators(tmp_path / "layer.onnx")
 
 
-def test_an_image_of_nan_spoils_itself_alone(tmp_path: Path) -> None:
-    layer = make_layer()
-    export(layer, tmp_path / "layer.onnx")
+def test_an_image_of_nan_spoils_itself_alone(plain: Exported) -> None:
     images = torch.randn(3, 4, 8, 8)
     images[1] = torch.nan
-    output = run(tmp_path / "layer.onnx", images)["output"]
+    output = run(plain.path, images)["output"]
     assert output[1].isnan().all()
-    torch.testing.assert_close(output[::2], layer(images[::2]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(output[::2], plain.layer(images[::2]), rtol=0, atol=1e-5)
 
 
 def test_experts_that_are_equal_keep_their_weights(tmp_path: Path) -> None:
@@ -128,7 +146,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = ConvNormAct(3, 8, 3, stride=2)
-        self.shared = ESMoE(8, num_experts=3)
+        self.shared = ESMoE(8, num_experts=2, top_k=1)
         self.linear = nn.Linear(8, 2)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

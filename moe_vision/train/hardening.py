@@ -3,10 +3,9 @@
 
 import math
 
-import torch
 from torch import nn
 
-from moe_vision.layers import ESMoE, hard_top_k
+from moe_vision.layers import ESMoE
 
 START, END = 0.5, 0.05  # temperatures
 HARD_FROM = 0.8  # of the epochs: the norms need some to gather the statistics of the function that is deployed
@@ -49,18 +48,3 @@ class Hardening:
             if self.soft == "relaxed" and not hard:
                 cooled = (1 - math.cos(math.pi * epoch / self.soft_epochs)) / 2
                 layer.gate.temperature = START + (END - START) * cooled
-
-    @torch.no_grad()
-    def gap(self) -> float:
-        """Return how far the last forward's weights were from the hard ones: the mean L1 distance, in [0, 2].
-
-        It is 0 without being measured in the modes whose forward is the hard one.
-        """
-        if self.soft != "relaxed":
-            return 0.0
-        gaps = [
-            (layer.routing.weights - hard_top_k(layer.routing.logits, layer.gate.top_k)).abs().sum(dim=1).mean()
-            for layer in self.layers
-            if layer.routing is not None and len(layer.routing.logits) > 0  # a rank may have no image
-        ]
-        return torch.stack(gaps).mean().item() if gaps else 0.0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moe_vision.exporting import export
     from moe_vision.inference import predict
     from moe_vision.models import create_model, list_models, load_official
+    from moe_vision.pruning import prune
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "load_balancing_loss",
     "load_official",
     "predict",
+    "prune",
     "router_z_loss",
     "soft_top_k",
 ]
@@ -50,6 +52,7 @@ _LAZY = {
     "list_models": "models",
     "load_official": "models",
     "predict": "inference",
+    "prune": "pruning",
 }
 
 

@@ -51,9 +51,8 @@ def test_what_is_said_of_each_image_is_what_runs(model: YOLOMaster) -> None:
             best = chosen.sort(descending=True).values[:3].tolist()
             assert [probability for probability, _ in favourites] == pytest.approx(best, abs=1e-4)
             assert [routing.probs[index, expert].item() for _, index in favourites] == pytest.approx(best, abs=1e-4)
-    counts = [len(scenes[index][1]["labels"]) for index in range(5)]
-    assert sum(group.images for group in found.layers[name].by_objects.values()) == len(counts)
-    assert found.layers[name].by_objects["1"].images == counts.count(1)
+    crowded = sum(len(scenes[index][1]["labels"]) in range(8, 16) for index in range(5))
+    assert found.layers[name].by_objects["8-15"].images == crowded > 0
 
 
 def test_the_page_holds_all_it_needs(model: YOLOMaster) -> None:

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from moe_vision.layers import ESMoE, PointwiseMoE
+from moe_vision.layers import ESMoE, PointwiseMoE, keep_experts
 from moe_vision.layers.convolution import YOLOBatchNorm2d
 from moe_vision.models.config import YOLOMasterConfig
 
@@ -84,3 +84,26 @@ def set_norm_constants(module: nn.Module, config: YOLOMasterConfig) -> None:
     for norm in module.modules():
         if isinstance(norm, YOLOBatchNorm2d):
             norm.eps, norm.momentum = config.norm_constants
+
+
+def remove_experts(network: nn.Module, config: YOLOMasterConfig) -> None:
+    """Leave blocks with the experts that stayed when the network was pruned.
+
+    Args:
+        network: The network with all its experts.
+        config: The architecture.
+
+    Raises:
+        ValueError: If ``config.kept_experts`` names what is no block with experts, or experts that it has not.
+
+    Examples:
+        >>> from moe_vision import create_model
+        >>> model = create_model("yolo_master_n", kept_experts={"backbone.stage2.moe": (0, 2)})
+        >>> model.backbone.stage2.moe.experts.kernel_sizes
+        (3, 7)
+    """
+    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ESMoE)}
+    for name, indices in config.kept_experts.items():
+        if name not in blocks:
+            raise ValueError(f"kept_experts must name blocks with experts, {', '.join(blocks)}, got {name!r}")
+        keep_experts(blocks[name], indices)

@@ -3,7 +3,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive, check_top_k
@@ -38,6 +39,8 @@ class YOLOMasterConfig:
         residual: Add its input to each ES-MoE block's output.
         reg_max: Bins of the distribution over each box side, in strides of the level.
         dfl: Train the distribution with the distribution focal loss.
+        kept_experts: Of blocks that were pruned, by their names in the network: the experts that stayed, as
+            `moe_vision.prune` records them.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -69,13 +72,16 @@ class YOLOMasterConfig:
     residual: bool = False
     reg_max: int = 16
     dfl: bool = False
+    kept_experts: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the values and give sequences read from JSON their type."""
         if isinstance(self.kernel_sizes, list):
             object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.default)
+        object.__setattr__(self, "kept_experts", _check_kept(self.kept_experts))
+        for item in fields(self):
+            if item.name != "kept_experts":
+                _check_type(item.name, getattr(self, item.name), item.default)
         check_choice("task", self.task, TASKS)
         check_choice("placement", self.placement, PLACEMENTS)
         check_positive(num_classes=self.num_classes, max_channels=self.max_channels, num_experts=self.num_experts)
@@ -143,11 +149,18 @@ class YOLOMasterConfig:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"configuration must be a JSON object, got {type(values).__name__}")
-        known = {field.name for field in fields(cls)}
+        known = {item.name for item in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"configuration has unknown fields {unknown}; known are {sorted(known)}")
         return cls(**values)
+
+
+def _check_kept(kept: object) -> dict[str, tuple[int, ...]]:
+    """Return which experts stayed, with the types that JSON does not keep."""
+    if not isinstance(kept, Mapping) or not all(isinstance(indices, Sequence) for indices in kept.values()):
+        raise ValueError(f"kept_experts must map names of blocks to the experts that stayed, got {kept!r}")
+    return {str(name): tuple(indices) for name, indices in kept.items()}
 
 
 def _check_type(name: str, value: object, default: object) -> None:
@@ -221,7 +234,7 @@ def named_config(
     """
     check_choice("name", name, SCALES)
     check_choice("variant", variant, VARIANTS)
-    known = {field.name for field in fields(YOLOMasterConfig)}
+    known = {item.name for item in fields(YOLOMasterConfig)}
     if set(changes) - known:
         raise ValueError(f"changes must be fields of YOLOMasterConfig, got {sorted(set(changes) - known)}")
     config = YOLOMasterConfig(task=task, num_classes=num_classes, **SCALES[name], **VARIANTS[variant])

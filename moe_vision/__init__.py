@@ -11,11 +11,12 @@ from moe_vision.layers import (
     ESMoE,
     Routing,
     TopKGate,
+    TopPGate,
     fuse,
     hard_top_k,
     soft_top_k,
 )
-from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
+from moe_vision.losses import auxiliary_loss, expert_budget_loss, load_balancing_loss, router_z_loss
 
 if TYPE_CHECKING:
     from moe_vision.exporting import export
@@ -31,8 +32,10 @@ __all__ = [
     "ESMoE",
     "Routing",
     "TopKGate",
+    "TopPGate",
     "auxiliary_loss",
     "create_model",
+    "expert_budget_loss",
     "export",
     "fuse",
     "hard_top_k",

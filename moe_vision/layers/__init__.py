@@ -10,6 +10,7 @@ from moe_vision.layers.pointwise_experts import PointwiseExpert, PointwiseExpert
 from moe_vision.layers.pointwise_moe import PointwiseMoE
 from moe_vision.layers.pooled_router import PooledRouter
 from moe_vision.layers.routing import DynamicRouter, Routing
+from moe_vision.layers.top_p import TopPGate
 
 __all__ = [
     "DepthwiseExpert",
@@ -23,6 +24,7 @@ __all__ = [
     "Routing",
     "SeparableExpert",
     "TopKGate",
+    "TopPGate",
     "fuse",
     "hard_top_k",
     "keep_experts",

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from moe_vision.layers import ESMoE, PointwiseMoE, keep_experts
+from moe_vision.layers import ESMoE, PointwiseMoE, TopPGate, keep_experts
 from moe_vision.layers.convolution import YOLOBatchNorm2d
 from moe_vision.models.config import YOLOMasterConfig
 
@@ -33,7 +33,8 @@ def backbone_block(channels: int, stage: int, config: YOLOMasterConfig) -> nn.Mo
     if stage == 2:
         return nn.Identity()
     num_experts = config.num_experts * 2 ** (stage - 3)
-    return PointwiseMoE(channels, num_experts=num_experts, top_k=config.top_k, norm_layer=YOLOBatchNorm2d)
+    block = PointwiseMoE(channels, num_experts=num_experts, top_k=config.top_k, norm_layer=YOLOBatchNorm2d)
+    return _with_gate(block, config)
 
 
 def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
@@ -53,7 +54,7 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         >>> len(es_moe(64, named_config("yolo_master_n")).experts)
         4
     """
-    return ESMoE(
+    block = ESMoE(
         channels,
         num_experts=config.num_experts,
         top_k=config.top_k,
@@ -63,6 +64,13 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         residual=config.residual,
         norm_layer=YOLOBatchNorm2d,
     )
+    return _with_gate(block, config)
+
+
+def _with_gate(block: ESMoE, config: YOLOMasterConfig) -> ESMoE:
+    if config.top_p < 1:
+        block.gate = TopPGate(config.top_p, config.top_k)
+    return block
 
 
 def set_norm_constants(module: nn.Module, config: YOLOMasterConfig) -> None:

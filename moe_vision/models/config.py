@@ -31,7 +31,9 @@ class YOLOMasterConfig:
         block: Kind of the MoE blocks: ``esmoe``, or ``pointwise`` as in the networks v0.1, which have none in the first
             stage, and in the last two twice as many experts as in the one before.
         num_experts: Experts E of each block (``pointwise``: of the first).
-        top_k: Experts K that an image selects.
+        top_k: Experts K that an image selects; the most that it selects if ``top_p`` is below 1.
+        top_p: Have each image select the fewest experts whose probabilities reach this, see `moe_vision.TopPGate`; at 1
+            it is always ``top_k``.
         kernel_sizes: Kernel sizes of the experts (``pointwise``: none).
         expert_init: How the experts start, ``shared`` or ``independent``, see `moe_vision.ESMoE` (``pointwise``:
             ``independent``).
@@ -66,6 +68,7 @@ class YOLOMasterConfig:
     block: str = "esmoe"
     num_experts: int = 4
     top_k: int = 2
+    top_p: float = 1.0
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
     expert_init: str = "shared"
     shared_expert: bool = False
@@ -90,6 +93,8 @@ class YOLOMasterConfig:
             if not 0 < factor < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {factor}")
         check_top_k(self.top_k, self.num_experts)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         self._check_block()
         if self.task == "classify" and self.placement in ("neck", "both"):
             raise ValueError(f"placement must be backbone or none for task='classify', got {self.placement!r}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_vision.diagnostics import compare_latency, count_flops, count_parameters
-from moe_vision.layers import ESMoE, keep_experts
+from moe_vision.layers import ESMoE, TopKGate, keep_experts
 from moe_vision.layers.checks import check_positive
 from moe_vision.models import YOLOMaster
 from moe_vision.pruning.contribution import contributions, images_of
@@ -106,7 +106,7 @@ def _layers(model: nn.Module) -> dict[str, ESMoE]:
 
 def _least(layer: ESMoE, keep: int | None) -> int:
     """Return how many experts a layer keeps at least."""
-    return max(keep or 1, layer.gate.top_k)
+    return max(keep or 1, layer.gate.top_k if isinstance(layer.gate, TopKGate) else 1)
 
 
 def _nothing_left(removed: list[Removal], keep: int | None) -> str:

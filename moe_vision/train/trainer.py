@@ -256,19 +256,23 @@ class Trainer:
                 output = self.model(images[place])
                 terms = self.recipe.loss(model, output, targets, balance=0.0)
                 if "balance" in terms:
-                    terms["balance"] = self._balance(model, others=preview[:place] + preview[place + 1 :])
+                    others = preview[:place] + preview[place + 1 :]
+                    terms["balance"] = self._auxiliary_loss(model, others, balance=self.settings.balance)
+                    if model.config.top_p < 1:
+                        terms["budget"] = self._auxiliary_loss(model, others, balance=0.0, budget=self.settings.budget)
                 self.accelerator.backward(torch.stack(list(terms.values())).sum() / len(window))
             sums.update({name: term.item() / len(window) for name, term in terms.items()})
         return dict(sums)
 
-    def _balance(self, model: YOLOMaster, others: list[dict[str, Routing]]) -> Tensor:
-        """Return the balance loss of the last batch, as a part of all batches of the step."""
+    def _auxiliary_loss(self, model: YOLOMaster, others: list[dict[str, Routing]], **weights: float) -> Tensor:
+        """Return a loss of the routing of the last batch, as a part of all batches of the step."""
         kind = cast(BalanceKind, self.settings.balance_kind)
-        return auxiliary_loss(model, balance=self.settings.balance, kind=kind, others=others)
+        return auxiliary_loss(model, kind=kind, budget_experts=self.settings.budget_experts, others=others, **weights)
 
     def _preview(self, model: YOLOMaster, images: list[Tensor]) -> list[dict[str, Routing]]:
-        """Return the routing of each batch, if the balance loss of each needs that of the others."""
-        alone = len(images) == 1 or self.settings.balance == 0 or model.config.placement == "none"
+        """Return the routing of each batch, if the losses of the routing of each need that of the others."""
+        needed = self.settings.balance > 0 or (model.config.top_p < 1 and self.settings.budget > 0)
+        alone = len(images) == 1 or not needed or model.config.placement == "none"
         return [] if alone else preview_routing(model, self.model, images)
 
     def _restore_statistics(self, model: YOLOMaster) -> None:

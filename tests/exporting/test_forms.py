@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, export
+from moe_vision import ESMoE, TopPGate, export
 from moe_vision.layers import PointwiseMoE
 from moe_vision.layers.convolution import ConvNormAct
 from tests.exporting.files import alive, assert_every_expert_checked, run
@@ -53,6 +53,18 @@ def test_layer(settings: dict[str, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], expected, rtol=0, atol=1e-5)
     branches = [kind for kind in operators(tmp_path / "layer.onnx") if kind in ("If", "Scan")]
     assert branches == ["Scan"] + ["If"] * len(layer.experts)
+
+
+def test_images_that_decide_how_many_experts_they_need(tmp_path: Path) -> None:
+    layer = make_layer(num_experts=4)
+    layer.gate = TopPGate(0.8, max_k=4)
+    report = export(layer, tmp_path / "layer.onnx")
+    assert_every_expert_checked(report)
+    assert report.blocks[0].form == "index"
+    images = torch.randn(9, 4, 13, 10) + 2 * torch.randn(9, 4, 1, 1)
+    expected = layer(images)
+    assert len(set(layer.routing.selected.sum(dim=1).tolist())) > 1
+    torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], expected, rtol=0, atol=1e-5)
 
 
 def test_a_router_that_pools_large_maps_alone(tmp_path: Path) -> None:

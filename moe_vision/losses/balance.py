@@ -31,13 +31,15 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch", others: 
     - ``switch``: E sum_i f_i P_i (eq. 4 of arXiv 2101.03961); 1 if f or P is uniform, at most E / K.
     - ``mse``: (1 / E) sum_i (P_i - 1 / E)^2, the paper's eqs 12-13 on the full softmax; in [0, (E - 1) / E^2].
     - ``cv2``: E sum_i P_i^2 - 1, the squared coefficient of variation; in [0, E - 1], E^2 times ``mse``.
+    - ``information``: -(H(P) - mean H(p)), with H the entropy and p of one image; in [-log E, 0]. It is the negative
+      mutual information of image and expert (arXiv 2212.08066): even usage alone, with all images alike, gives 0.
 
     In training under torch.distributed the means are those of all ranks' images, unequal shards included, and the
     gradients averaged over the ranks are those of the whole batch. An empty batch gives 0, connected to the graph.
 
     Args:
         routing: The record of a forward, ``layer.routing``.
-        kind: ``switch``, ``mse`` or ``cv2``.
+        kind: ``switch``, ``mse``, ``cv2`` or ``information``.
         others: Records of the same layer for the other batches of a step that accumulates gradients. The loss is that
             of all images of the step, and the mean of the gradients over its batches is the gradient of that loss.
 
@@ -56,9 +58,12 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch", others: 
     """
     check_choice("kind", kind, BALANCE_KINDS)
     num_experts = routing.probs.shape[1]
-    probability, share = global_mean(_usage(routing), [_usage(other) for other in others]).chunk(2)
+    means = global_mean(_usage(routing), [_usage(other) for other in others])
+    probability, share, entropy = torch.split(means, [num_experts, num_experts, 1])
     if kind == "switch":
         return num_experts * (share.detach() * probability).sum()
+    if kind == "information":
+        return entropy.sum() + (probability * _log(probability)).sum()
     # For an empty batch the mean is 0, which would count as imbalance.
     deviation = (probability - probability.sum() / num_experts).square()
     return deviation.mean() if kind == "mse" else num_experts * deviation.sum()
@@ -178,9 +183,16 @@ def _record(name: str, layer: ESMoE) -> Routing:
 
 
 def _usage(routing: Routing) -> Tensor:
-    """Return each image's probabilities and its shares of the selections, (B, 2 E)."""
+    """Return each image's probabilities, its shares of the selections, and the entropy of the former, (B, 2 E + 1)."""
     selected = routing.selected.to(routing.probs)
-    return torch.cat([routing.probs, selected / selected.sum(dim=1, keepdim=True).clamp(min=1)], dim=1)
+    shares = selected / selected.sum(dim=1, keepdim=True).clamp(min=1)
+    entropy = -(routing.probs * _log(routing.probs)).sum(dim=1, keepdim=True)
+    return torch.cat([routing.probs, shares, entropy], dim=1)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Return the logarithms, finite also of 0."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
 def _squared_scale(routing: Routing) -> Tensor:

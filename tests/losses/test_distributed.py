@@ -17,6 +17,7 @@ LOSSES = {
     "switch": {"kind": "switch"},
     "mse": {"kind": "mse"},
     "cv2": {"kind": "cv2"},
+    "information": {"kind": "information"},
     "z": {"balance": 0.0, "z": 1.0},
     "budget": {"balance": 0.0, "budget": 1.0, "budget_experts": 1.3},
 }

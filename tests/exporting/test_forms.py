@@ -55,6 +55,7 @@ def test_layer(settings: dict[str, Any], tmp_path: Path) -> None:
     assert branches == ["Scan"] + ["If"] * len(layer.experts)
 
 
+@pytest.mark.slow
 def test_images_that_decide_how_many_experts_they_need(tmp_path: Path) -> None:
     layer = make_layer(num_experts=4)
     layer.gate = TopPGate(0.8, max_k=4)

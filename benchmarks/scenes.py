@@ -98,7 +98,7 @@ def examine(model: YOLOMaster, scenes: ShapeScenes) -> dict[str, Any]:
         "experts_by_block": {name: round(layer.experts_per_image, 3) for name, layer in summaries.items()},
         "information": {name: round(layer.information, 3) for name, layer in summaries.items()},
         "experts_by_objects": {
-            group: round(np.mean([layer.by_objects[group].experts_per_image for layer in summaries.values()]), 3)
+            group: round(float(np.mean([layer.by_objects[group].experts_per_image for layer in summaries.values()])), 3)
             for group in next(iter(summaries.values())).by_objects
         },
     }

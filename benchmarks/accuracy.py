@@ -25,11 +25,10 @@ import torch
 from accelerate.utils import set_seed
 from measure import merge_row
 from safetensors.torch import save_file
-from torch import Tensor
 
-from moe_vision import ESMoE, create_model
+from moe_vision import create_model
 from moe_vision.data import open_dataset
-from moe_vision.layers import Routing
+from moe_vision.diagnostics import RoutingMonitor, RoutingSummary
 from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.models import YOLOMaster, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings, evaluate
@@ -154,14 +153,14 @@ def run_cell(name: str, cell: Cell, seed: int, experiment: Experiment, options: 
     minutes = (time.perf_counter() - start) / 60
 
     model = load_checkpoint(out / "last.safetensors")
-    with RoutingRecord(model) as record:
+    with RoutingMonitor(model) as monitor:
         found = examine(model, "auto", held_out, experiment, settings)
     return {
         "cell": name,
         "seed": seed,
         **found,
         "dense": examine(model, "dense", held_out, experiment, settings),
-        "routing": record.summary(),
+        "routing": {name: routing_figures(layer) for name, layer in monitor.summary().items()},
         "minutes": round(minutes, 1),
         "network": cell.network,
         "settings": changes,
@@ -175,47 +174,13 @@ def examine(model: YOLOMaster, mode: str, held_out: Any, experiment: Experiment,
     return {key: round(metrics[key], 4) for key in experiment.metrics}
 
 
-class RoutingRecord:
-    """What the gates of a model decide for each image while the record is open."""
-
-    def __init__(self, model: YOLOMaster) -> None:
-        self.layers = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
-        self.routings: dict[str, list[Routing]] = {name: [] for name in self.layers}
-
-    def __enter__(self) -> "RoutingRecord":
-        self.hooks = [
-            layer.gate.register_forward_hook(lambda gate, args, routing, name=name: self.routings[name].append(routing))
-            for name, layer in self.layers.items()
-        ]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-    def summary(self) -> dict[str, Changes]:
-        """For each layer: each expert's share of the selections, and how much an image says about its experts, in nat.
-
-        `information` is the mutual information of an image and a selected expert, `soft_information` that of an image
-        and an expert drawn from the router's probabilities, which is nearly 0 if images differ by near ties alone.
-        """
-        return {name: self._layer(name) for name in self.layers}
-
-    def _layer(self, name: str) -> Changes:
-        probs = torch.cat([routing.probs for routing in self.routings[name]])
-        indices = torch.cat([routing.indices for routing in self.routings[name]])
-        selected = torch.zeros_like(probs).scatter(1, indices, 1 / indices.shape[1])
-        return {
-            "shares": [round(share, 3) for share in selected.mean(dim=0).tolist()],
-            "information": round(mutual_information(selected), 3),
-            "soft_information": round(mutual_information(probs), 3),
-        }
-
-
-def mutual_information(given_image: Tensor) -> float:
-    """Return H(expert) - H(expert | image) of the distributions (B, E) over the experts of equally likely images."""
-    entropy = torch.special.entr(given_image).sum(dim=1).mean()
-    return (torch.special.entr(given_image.mean(dim=0)).sum() - entropy).item()
+def routing_figures(layer: RoutingSummary) -> Changes:
+    """Each expert's share of the selections, and how much an image says about its experts, in nat."""
+    return {
+        "shares": [round(share, 3) for share in layer.shares],
+        "information": round(layer.information, 3),
+        "soft_information": round(layer.soft_information, 3),
+    }
 
 
 def lite0_weights(folder: Path) -> Path:

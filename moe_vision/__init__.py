@@ -15,12 +15,14 @@ if TYPE_CHECKING:
         ESMoE,
         Routing,
         TopKGate,
+        TopPGate,
         fuse,
         hard_top_k,
         soft_top_k,
     )
-    from moe_vision.losses import auxiliary_loss, load_balancing_loss, router_z_loss
+    from moe_vision.losses import auxiliary_loss, expert_budget_loss, load_balancing_loss, router_z_loss
     from moe_vision.models import create_model, list_models, load_official
+    from moe_vision.pruning import prune
 
 __version__ = "0.1.0"
 
@@ -30,8 +32,10 @@ __all__ = [
     "ESMoE",
     "Routing",
     "TopKGate",
+    "TopPGate",
     "auxiliary_loss",
     "create_model",
+    "expert_budget_loss",
     "export",
     "fuse",
     "hard_top_k",
@@ -39,6 +43,7 @@ __all__ = [
     "load_balancing_loss",
     "load_official",
     "predict",
+    "prune",
     "router_z_loss",
     "soft_top_k",
 ]
@@ -51,8 +56,10 @@ _LAZY = {
     "ESMoE": "layers",
     "Routing": "layers",
     "TopKGate": "layers",
+    "TopPGate": "layers",
     "auxiliary_loss": "losses",
     "create_model": "models",
+    "expert_budget_loss": "losses",
     "export": "exporting",
     "fuse": "layers",
     "hard_top_k": "layers",
@@ -60,6 +67,7 @@ _LAZY = {
     "load_balancing_loss": "losses",
     "load_official": "models",
     "predict": "inference",
+    "prune": "pruning",
     "router_z_loss": "losses",
     "soft_top_k": "layers",
 }

@@ -8,14 +8,13 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from moe_vision.data import ShapeScenes
-from moe_vision.diagnostics import ExpertUsage
+from moe_vision.diagnostics import RoutingMonitor
 from moe_vision.inference import predict
 from moe_vision.models import YOLOMaster, create_model, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings
 from moe_vision.visualize import comparison_sheet, plot_routing, save_picture
 
 IMAGE_SIZE = 160
-CROWDS = {"1 object": range(1, 2), "2-3": range(2, 4), "4-8": range(4, 9), "9 or more": range(9, 100)}
 
 
 def run_demo(
@@ -73,16 +72,12 @@ def _draw_detections(model: YOLOMaster, scenes: ShapeScenes, path: Path) -> None
 
 
 def _routing_by_crowd(model: YOLOMaster, scenes: ShapeScenes) -> dict[str, dict[str, list[float]]]:
-    """Count which experts the scenes choose, in groups by their number of objects."""
-    counts = [len(scenes[index][1]["labels"]) for index in range(len(scenes))]
-    shares = {}
-    for name, numbers in CROWDS.items():
-        members = [index for index, count in enumerate(counts) if count in numbers]
-        if not members:
-            continue
-        usage = ExpertUsage(model)
-        for index in members:
-            predict(model, scenes[index][0])
-            usage.update()
-        shares[name] = {layer.split(".")[1]: share for layer, share in usage.shares().items()}
-    return shares
+    """Return which experts the scenes choose, in groups by their number of objects."""
+    with RoutingMonitor(model) as monitor:
+        for index in range(len(scenes)):
+            image, target = scenes[index]
+            monitor.announce([target])
+            predict(model, image)
+    layers = {name.split(".")[1]: summary.by_objects for name, summary in monitor.summary().items()}
+    crowds = next(iter(layers.values()))
+    return {crowd: {layer: groups[crowd].shares for layer, groups in layers.items()} for crowd in crowds}

@@ -23,7 +23,7 @@ from tests.data.conftest import VOCFolder
 from tests.models.official_states import fixture_state
 from tests.models.reference_detector import busy_detector, busy_segmenter
 
-COMMANDS = ("demo", "data", "train", "val", "predict", "convert", "export", "benchmark")
+COMMANDS = ("demo", "data", "train", "val", "predict", "inspect", "prune", "convert", "export", "benchmark")
 
 
 class Run(NamedTuple):
@@ -236,6 +236,30 @@ def test_val_draws_and_writes(cells: Path, tmp_path: Path, capsys: pytest.Captur
         "val.json",
     ]
     assert json.loads((out / "val.json").read_text())["class_objects"] == {"cell": 4}
+
+
+def test_inspect_writes_a_page_and_a_json(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = tmp_path / "model.safetensors", tmp_path / "routing"
+    save_checkpoint(create_model("yolo_master_n", num_classes=1, class_names=["cell"], image_size=64), weights)
+    assert main(["inspect", str(weights), "--data", str(cells), "--out", str(out)]) == 0
+    assert "backbone.stage5.moe        2.00" in capsys.readouterr().out
+    written = json.loads((out / "routing.json").read_text())
+    assert written["layers"]["backbone.stage5.moe"]["by_class"]["cell"]["images"] == 4
+    assert (out / "routing.html").read_text().count("<svg") == 13
+
+
+@pytest.mark.slow
+def test_prune_writes_a_smaller_checkpoint(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = tmp_path / "model.safetensors", tmp_path / "model-pruned.safetensors"
+    save_checkpoint(create_model("yolo_master_n", num_classes=1, class_names=["cell"], image_size=64), weights)
+    command = ["prune", str(weights), "--data", str(cells), "--keep", "3", "--json", str(tmp_path / "report.json")]
+    assert main(command) == 0
+    assert f"Written to {out}" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert len(report["removed"]) == 4
+    pruned = load_checkpoint(out)
+    assert count_parameters(pruned).total == report["parameters"]["after"]["total"]
+    assert main(["val", str(out), "--data", str(cells)]) == 0
 
 
 @pytest.mark.slow

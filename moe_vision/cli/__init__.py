@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from moe_vision.cli import benchmark, convert, data, demo, export, predict, train, val
+from moe_vision.cli import benchmark, convert, data, demo, export, inspect, predict, prune, train, val
 
 # Extra to install for a module that may be missing.
 EXTRAS = {
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="moe-vision", description="Sparse Mixture-of-Experts vision models.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (demo, data, train, val, predict, convert, export, benchmark):
+    for command in (demo, data, train, val, predict, inspect, prune, convert, export, benchmark):
         own = command.add_to(commands)
         own.set_defaults(run=command.run, parser=own)
     return parser

@@ -2,7 +2,7 @@
 """What a model costs: its parameters and operations, with all experts and with those that an image selects."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -63,20 +63,54 @@ def count_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
         >>> count_flops(ESMoE(8, num_experts=2, top_k=1, kernel_sizes=(3, 3)), (8, 10, 10))
         Cost(total=54560, active=27360)
     """
+    return _cost(model, _flops_of_modules(model, input_shape))
+
+
+@torch.no_grad()
+def count_expert_flops(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, dict[str, list[int]]]:
+    """Count the operations that every image costs, and those of each expert, which an image that selects it adds.
+
+    Args:
+        model: Any module that takes a batch of images.
+        input_shape: Channels, height and width of the image.
+
+    Returns:
+        The operations besides the experts, and for each layer, by its name, those of its experts.
+
+    Examples:
+        >>> from moe_vision import ESMoE
+        >>> from moe_vision.diagnostics import count_expert_flops
+        >>> count_expert_flops(ESMoE(8, num_experts=2, top_k=1, kernel_sizes=(3, 3)), (8, 10, 10))
+        (160, {'': [27200, 27200]})
+    """
+    of_module = _flops_of_modules(model, input_shape)
+    experts = {name: list(map(of_module, names)) for name, _, names in _experts(model)}
+    return of_module("") - sum(map(sum, experts.values())), experts
+
+
+def _flops_of_modules(model: nn.Module, input_shape: tuple[int, int, int]) -> Callable[[str], int]:
+    """Return what tells the operations of a module by its name, with every expert running."""
     model = copy.deepcopy(model).to("meta").eval()
     set_dispatch(model, "dense")
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *input_shape, device="meta"))
     counts = {name: sum(operations.values()) for name, operations in counter.get_flop_counts().items()}
     root = type(model).__name__
-    return _cost(model, lambda name: counts[f"{root}.{name}" if name else root])
+    return lambda name: counts[f"{root}.{name}" if name else root]
 
 
 def _cost(model: nn.Module, of_module: Callable[[str], int]) -> Cost:
     """Leave E - K of the E experts of each block out of a module's cost, given the costs of its parts by name."""
-    total, idle = of_module(""), 0.0
+    idle = sum(
+        (1 - layer.gate.top_k / len(experts)) * sum(map(of_module, experts)) for _, layer, experts in _experts(model)
+    )
+    total = of_module("")
+    return Cost(total, round(total - idle))
+
+
+def _experts(model: nn.Module) -> Iterator[tuple[str, ESMoE, list[str]]]:
+    """Yield name, layer and the names of the experts of every block."""
     for name, layer in model.named_modules():
         if isinstance(layer, ESMoE):
-            experts = [".".join(filter(None, (name, "experts", str(index)))) for index in range(len(layer.experts))]
-            idle += (1 - layer.gate.top_k / len(experts)) * sum(map(of_module, experts))
-    return Cost(total, round(total - idle))
+            prefix = f"{name}.experts" if name else "experts"
+            yield name, layer, [f"{prefix}.{index}" for index in range(len(layer.experts))]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from moe_vision.layers import ESMoE
+from moe_vision.layers import ESMoE, TopPGate
 
 SparseForm = Literal["index", "dense"]
 
@@ -19,7 +19,8 @@ def blocks_of(module: nn.Module) -> dict[str, ESMoE]:
 
 def form_of(block: ESMoE, sparse: SparseForm) -> SparseForm:
     """Return the form that a block is exported in: branches gain nothing where every expert runs."""
-    return "index" if sparse == "index" and block.gate.top_k < len(block.experts) else "dense"
+    some = block.gate.top_k < len(block.experts) or isinstance(block.gate, TopPGate)
+    return "index" if sparse == "index" and some else "dense"
 
 
 def set_forms(module: nn.Module, sparse: SparseForm) -> None:

@@ -17,7 +17,7 @@ from moe_vision.exporting.graph import named_outputs
 from moe_vision.exporting.inputs import Shape, random_images
 from moe_vision.exporting.report import BlockReport, Comparison
 from moe_vision.exporting.runs import Runs
-from moe_vision.layers import hard_top_k
+from moe_vision.layers import TopKGate
 
 
 class Turn(NamedTuple):
@@ -104,23 +104,29 @@ class GraphCheck:
 
     def _next_logits(self, name: str, batch: int) -> Tensor:
         """Return logits (B, E) that select K experts after the other K, image by image."""
-        num_experts, top_k = len(self.blocks[name].experts), self.blocks[name].gate.top_k
+        gate, num_experts = self.blocks[name].gate, len(self.blocks[name].experts)
+        step = gate.top_k if isinstance(gate, TopKGate) else 1  # of the other gate, the first is sure to be selected
         logits = torch.full((batch, num_experts), -2.0)
         for image in range(batch):
-            for place in range(top_k):
-                expert = ((self.turn + image) * top_k + place) % num_experts
+            for place in range(gate.top_k):
+                expert = ((self.turn + image) * step + place) % num_experts
                 logits[image, expert] = 1.0 - place / num_experts
-                self.selected[name][expert] += 1
+        self._count(name, gate(logits).selected)
         return logits
+
+    def _count(self, name: str, selected: Tensor) -> None:
+        """Note which experts images, (B, E), were seen to select."""
+        for expert, count in enumerate(selected.sum(dim=0).tolist()):
+            self.selected[name][expert] += count
 
     def _decided(self, actual: Sequence[Tensor], expected: Sequence[Tensor], shape: Shape) -> Tensor:
         """Tell for which images (B,) both chose the same experts; others must have been near a tie."""
         same = torch.ones(shape[0], dtype=torch.bool)
         for name, ours, theirs in zip(self.calls, actual, expected, strict=True):
-            top_k = self.blocks[name].gate.top_k
+            gate = self.blocks[name].gate
             allowed = self.tolerance * theirs.abs().amax(dim=1).clamp(min=1)
-            selected = hard_top_k(theirs, top_k) > 0
-            agree = ((hard_top_k(ours, top_k) > 0) == selected).all(dim=1)
+            selected = gate(theirs).selected
+            agree = (gate(ours).selected == selected).all(dim=1)
             # After a block where another expert was taken, an image's logits say nothing.
             wrong = same & ((ours - theirs).abs().amax(dim=1) > allowed)
             if wrong.any():
@@ -128,9 +134,7 @@ class GraphCheck:
                     f"the router of {name!r} must give in {self.runs.runtime} what it gives in eager, got logits "
                     f"{ours[wrong][0].tolist()} and {theirs[wrong][0].tolist()} on images {shape}"
                 )
-            for image in torch.nonzero(same & agree)[:, 0].tolist():
-                for expert in torch.nonzero(selected[image])[:, 0].tolist():
-                    self.selected[name][expert] += 1
+            self._count(name, selected[same & agree])
             same &= agree
         return same
 

@@ -27,10 +27,10 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_top_k(top_k: int, num_experts: int) -> None:
-    """Raise ValueError unless ``top_k`` experts can be selected among ``num_experts``."""
+def check_top_k(top_k: int, num_experts: int, name: str = "top_k") -> None:
+    """Raise ValueError unless ``top_k`` experts, so many as ``name`` says, can be selected among ``num_experts``."""
     if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k must be in [1, num_experts={num_experts}], got {top_k}")
+        raise ValueError(f"{name} must be in [1, num_experts={num_experts}], got {top_k}")
 
 
 def check_kernel_sizes(kernel_sizes: Sequence[int]) -> None:

@@ -69,7 +69,7 @@ def grouped(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """
     if x.shape[0] == 0:
         return dense(x, routing, experts)
-    selected = [set(chosen) for chosen in routing.indices.tolist()]
+    selected = _selected(routing)
     if not experts.training and all(chosen == selected[0] for chosen in selected):
         return _mix(x, routing.weights, experts, sorted(selected[0]))
     # Images are cut apart and joined, not indexed: the gradient of that needs no zeros for the images left out, and
@@ -99,7 +99,7 @@ def per_image(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
         return grouped(x, routing, experts)
     mixtures = [
         _mix(x[row : row + 1], routing.weights[row : row + 1], experts, sorted(chosen))
-        for row, chosen in enumerate(routing.indices.tolist())
+        for row, chosen in enumerate(_selected(routing))
     ]
     return mixtures[0] if len(mixtures) == 1 else torch.cat(mixtures)
 
@@ -162,11 +162,16 @@ def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
         return dense
     if experts.kind == "depthwise":
         return static
-    if routing.indices.shape[1] == len(experts):
-        return dense
+    if routing.indices.shape[1] == len(experts):  # but the weights of some may be 0, see TopPGate
+        return dense if x.is_cuda else grouped
     if x.is_cuda:
         return grouped if x.numel() >= GROUPED_MIN_CUDA_ELEMENTS else dense
     return per_image if x.shape[0] == 1 or x.shape[1:].numel() >= PER_IMAGE_MIN_ELEMENTS else grouped
+
+
+def _selected(routing: Routing) -> list[set[int]]:
+    """Return the experts that each image gives a weight; the one transfer to the host."""
+    return [{index for index, used in enumerate(row) if used} for row in routing.weights.ne(0).tolist()]
 
 
 def _mix(x: Tensor, weights: Tensor, experts: Experts, chosen: Iterable[int]) -> Tensor:

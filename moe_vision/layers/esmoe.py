@@ -14,6 +14,7 @@ from moe_vision.layers.experts import DepthwiseExperts
 from moe_vision.layers.fusion import ScaleShift, fold_sequence, has_frozen_statistics, in_place
 from moe_vision.layers.gating import TopKGate
 from moe_vision.layers.routing import DynamicRouter, Routing
+from moe_vision.layers.top_p import TopPGate
 
 
 class ESMoE(nn.Module):
@@ -52,7 +53,7 @@ class ESMoE(nn.Module):
 
     Attributes:
         router: The `DynamicRouter`; ``layer.router(x)`` are the logits.
-        gate: The `TopKGate`.
+        gate: The `TopKGate`; assign a `TopPGate` to let each image decide how many experts it needs.
         experts: The `DepthwiseExperts`; ``layer.experts[i]`` is one of them.
         routing: The `Routing` of the last forward, or None. It is part of that forward's graph, assigned and never
             accumulated, is not recorded while exporting, and stays out of copies, pickles and the state_dict.
@@ -123,7 +124,7 @@ class ESMoE(nn.Module):
         self.routing: Routing | None = None
 
         self.router: nn.Module = DynamicRouter(in_channels, num_experts, reduction=reduction, **dd)
-        self.gate = TopKGate(top_k, soft)
+        self.gate: TopKGate | TopPGate = TopKGate(top_k, soft)
         self.experts: Experts = DepthwiseExperts(
             in_channels,
             out_channels,
@@ -150,9 +151,7 @@ class ESMoE(nn.Module):
         routing = self.gate(self.router(x))
         if not torch.compiler.is_exporting():
             self.routing = routing
-        # Unselected experts have a part in the other soft modes: a weight in one, a gradient in both.
-        all_take_part = self.training and self.gate.soft != "masked"
-        y = mixture(x, routing, self.experts, "dense" if all_take_part else self.dispatch)
+        y = mixture(x, routing, self.experts, "dense" if self.gate.all_take_part else self.dispatch)
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
         y = self.norm(y)  # the mixture is let go before the activation needs memory

@@ -43,8 +43,8 @@ def hard_top_k(logits: Tensor, k: int) -> Tensor:
         >>> hard_top_k(torch.tensor([[1.0, 3.0, 1.0]]).log(), k=2)
         tensor([[0.2500, 0.7500, 0.0000]])
     """
-    logits = _finite(_check_logits(logits, k))
-    return _masked(logits, _select(logits, k))
+    logits = finite(check_logits(logits, k))
+    return _masked(logits, select(logits, k))
 
 
 def soft_top_k(logits: Tensor, k: int, mode: SoftMode = "masked", temperature: float = 0.5) -> Tensor:
@@ -78,8 +78,8 @@ def soft_top_k(logits: Tensor, k: int, mode: SoftMode = "masked", temperature: f
     """
     check_choice("mode", mode, SOFT_MODES)
     _check_temperature(temperature)
-    logits = _finite(_check_logits(logits, k))
-    return _weigh(logits, _select(logits, k), mode, temperature)
+    logits = finite(check_logits(logits, k))
+    return _weigh(logits, select(logits, k), mode, temperature)
 
 
 class TopKGate(nn.Module):
@@ -119,21 +119,27 @@ class TopKGate(nn.Module):
 
     def forward(self, logits: Tensor) -> Routing:
         """Return the `Routing` of a batch of logits (B, E)."""
-        logits = _finite(_check_logits(logits, self.top_k))
-        indices = _select(logits, self.top_k)
+        logits = finite(check_logits(logits, self.top_k))
+        indices = select(logits, self.top_k)
         mode = self.soft if self.training else "masked"
         weights = _weigh(logits, indices, mode, self.temperature)
         return Routing(logits, logits.softmax(dim=-1), weights, indices)
+
+    @property
+    def all_take_part(self) -> bool:
+        """Whether unselected experts have a part too: a weight or a gradient, in the soft modes of training."""
+        return self.training and self.soft != "masked"
 
     def extra_repr(self) -> str:
         """Show the settings in ``print(model)``."""
         return f"top_k={self.top_k}, soft={self.soft!r}, temperature={self.temperature}"
 
 
-def _check_logits(logits: Tensor, k: int) -> Tensor:
+def check_logits(logits: Tensor, k: int, name: str = "top_k") -> Tensor:
+    """Return the logits; raise ValueError unless they are (B, E), and ``k``, called ``name``, is in [1, E]."""
     if logits.ndim != 2:
         raise ValueError(f"logits must have shape (B, E), got {tuple(logits.shape)}")
-    check_top_k(k, logits.shape[1])
+    check_top_k(k, logits.shape[1], name)
     return logits
 
 
@@ -142,14 +148,14 @@ def _check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
-def _finite(logits: Tensor) -> Tensor:
+def finite(logits: Tensor) -> Tensor:
     """Return the logits in fp32 at least, infinities replaced by the largest finite value (NaN stays)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     limits = torch.finfo(logits.dtype)
     return logits.clamp(limits.min, limits.max)
 
 
-def _select(logits: Tensor, k: int) -> Tensor:
+def select(logits: Tensor, k: int) -> Tensor:
     """Return the indices (B, K) of the k largest logits, best first, ties to the lowest index."""
     # topk leaves the order of ties open and ONNX has no stable sort; argmax takes the first of equals everywhere.
     remaining = logits.detach()

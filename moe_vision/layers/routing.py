@@ -36,6 +36,12 @@ class Routing(NamedTuple):
     weights: Tensor
     indices: Tensor
 
+    @property
+    def selected(self) -> Tensor:
+        """Whether an image selects an expert and gives it a weight, (B, E), bool."""
+        listed = torch.zeros_like(self.weights, dtype=torch.bool).scatter(1, self.indices, True)
+        return listed & (self.weights > 0)
+
 
 class DynamicRouter(nn.Module):
     """Score the experts for each image from its globally pooled features (section 3.2 of arXiv 2512.23273).

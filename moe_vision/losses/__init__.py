@@ -2,5 +2,6 @@
 """Losses: balance of the experts, and what the tasks need."""
 
 from moe_vision.losses.balance import auxiliary_loss, load_balancing_loss, router_z_loss
+from moe_vision.losses.budget import expert_budget_loss
 
-__all__ = ["auxiliary_loss", "load_balancing_loss", "router_z_loss"]
+__all__ = ["auxiliary_loss", "expert_budget_loss", "load_balancing_loss", "router_z_loss"]

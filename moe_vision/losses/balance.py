@@ -7,17 +7,18 @@ stays starved. Axes: B images, E experts, K selected experts.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import cast, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from moe_vision._types import BalanceKind
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.esmoe import ESMoE
 from moe_vision.layers.routing import Routing
-from moe_vision.losses.ranks import spread_over_ranks
+from moe_vision.layers.top_p import TopPGate
+from moe_vision.losses.budget import expert_budget_loss
+from moe_vision.losses.ranks import global_mean
 
 BALANCE_KINDS: tuple[str, ...] = get_args(BalanceKind)
 
@@ -30,13 +31,15 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch", others: 
     - ``switch``: E sum_i f_i P_i (eq. 4 of arXiv 2101.03961); 1 if f or P is uniform, at most E / K.
     - ``mse``: (1 / E) sum_i (P_i - 1 / E)^2, the paper's eqs 12-13 on the full softmax; in [0, (E - 1) / E^2].
     - ``cv2``: E sum_i P_i^2 - 1, the squared coefficient of variation; in [0, E - 1], E^2 times ``mse``.
+    - ``information``: -(H(P) - mean H(p)), with H the entropy and p of one image; in [-log E, 0]. It is the negative
+      mutual information of image and expert (arXiv 2212.08066): even usage alone, with all images alike, gives 0.
 
     In training under torch.distributed the means are those of all ranks' images, unequal shards included, and the
     gradients averaged over the ranks are those of the whole batch. An empty batch gives 0, connected to the graph.
 
     Args:
         routing: The record of a forward, ``layer.routing``.
-        kind: ``switch``, ``mse`` or ``cv2``.
+        kind: ``switch``, ``mse``, ``cv2`` or ``information``.
         others: Records of the same layer for the other batches of a step that accumulates gradients. The loss is that
             of all images of the step, and the mean of the gradients over its batches is the gradient of that loss.
 
@@ -55,9 +58,12 @@ def load_balancing_loss(routing: Routing, kind: BalanceKind = "switch", others: 
     """
     check_choice("kind", kind, BALANCE_KINDS)
     num_experts = routing.probs.shape[1]
-    probability, share = _global_mean(_usage(routing), [_usage(other) for other in others]).chunk(2)
+    means = global_mean(_usage(routing), [_usage(other) for other in others])
+    probability, share, entropy = torch.split(means, [num_experts, num_experts, 1])
     if kind == "switch":
         return num_experts * (share.detach() * probability).sum()
+    if kind == "information":
+        return entropy.sum() + (probability * _log(probability)).sum()
     # For an empty batch the mean is 0, which would count as imbalance.
     deviation = (probability - probability.sum() / num_experts).square()
     return deviation.mean() if kind == "mse" else num_experts * deviation.sum()
@@ -81,7 +87,7 @@ def router_z_loss(routing: Routing, others: Sequence[Routing] = ()) -> Tensor:
         >>> router_z_loss(TopKGate(top_k=1)(torch.zeros(3, 4)))  # (log 4)^2
         tensor(1.9218)
     """
-    return _global_mean(_squared_scale(routing), [_squared_scale(other) for other in others]).sum()
+    return global_mean(_squared_scale(routing), [_squared_scale(other) for other in others]).sum()
 
 
 def auxiliary_loss(
@@ -90,6 +96,8 @@ def auxiliary_loss(
     balance: float = 0.01,
     z: float = 0.0,
     kind: BalanceKind = "switch",
+    budget: float = 0.0,
+    budget_experts: float = 2.0,
     others: Sequence[Mapping[str, Routing]] = (),
 ) -> Tensor:
     """Sum the balance and z losses over every `ESMoE` of a model, to be added to the task's loss.
@@ -102,6 +110,8 @@ def auxiliary_loss(
         balance: Weight of `load_balancing_loss`; 0 leaves it out.
         z: Weight of `router_z_loss`; 0 leaves it out.
         kind: Kind of balance loss.
+        budget: Weight of `expert_budget_loss`, for layers with a `TopPGate`; 0 leaves it out.
+        budget_experts: Mean number of experts an image that it holds.
         others: What `routing_records` gave of the other batches of a step that accumulates gradients, so that the loss
             is that of all images of the step; the loss of each batch is then to be divided by the number of batches.
 
@@ -129,6 +139,9 @@ def auxiliary_loss(
             total = total + balance * load_balancing_loss(routing, kind, rest).to(total.device)
         if z:
             total = total + z * router_z_loss(routing, rest).to(total.device)
+        gate = cast(ESMoE, model.get_submodule(name)).gate
+        if budget and isinstance(gate, TopPGate):
+            total = total + budget * expert_budget_loss(routing, gate, budget_experts, rest).to(total.device)
     return total
 
 
@@ -170,34 +183,18 @@ def _record(name: str, layer: ESMoE) -> Routing:
 
 
 def _usage(routing: Routing) -> Tensor:
-    """Return each image's probabilities and its shares of the selections, (B, 2 E)."""
-    selected = torch.zeros_like(routing.probs).scatter(1, routing.indices, 1.0 / routing.indices.shape[1])
-    return torch.cat([routing.probs, selected], dim=1)
+    """Return each image's probabilities, its shares of the selections, and the entropy of the former, (B, 2 E + 1)."""
+    selected = routing.selected.to(routing.probs)
+    shares = selected / selected.sum(dim=1, keepdim=True).clamp(min=1)
+    entropy = -(routing.probs * _log(routing.probs)).sum(dim=1, keepdim=True)
+    return torch.cat([routing.probs, shares, entropy], dim=1)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Return the logarithms, finite also of 0."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
 
 
 def _squared_scale(routing: Routing) -> Tensor:
     """Return each image's squared logsumexp of the logits, (B, 1)."""
     return routing.logits.logsumexp(dim=1, keepdim=True).square()
-
-
-def _global_mean(values: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """Average (B, D) over the images of all ranks, and of other batches, to (D,), for gradients that are averaged too.
-
-    The value is the mean over all images. Of n parts (the batches of a step on all ranks) the gradient of one with B
-    images is scaled by n B / sum B, which the mean over the parts turns into the whole step's.
-    """
-    batch = values.shape[0]
-    local = values.sum(dim=0) / max(batch, 1)
-    spread = spread_over_ranks(values)
-    if not (spread or others):
-        return local
-    whole = torch.stack([_sum_and_count(part) for part in (values.detach(), *others)]).sum(dim=0)
-    if spread:
-        dist.all_reduce(whole)
-    total = whole[-1].clamp(min=1)
-    parts = (1 + len(others)) * (dist.get_world_size() if spread else 1)
-    return whole[:-1] / total + parts * batch / total * (local - local.detach())
-
-
-def _sum_and_count(values: Tensor) -> Tensor:
-    return torch.cat([values.sum(dim=0), values.new_full((1,), values.shape[0])])

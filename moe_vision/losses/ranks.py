@@ -5,6 +5,8 @@ DistributedDataParallel averages the gradients of R ranks. So a rank's loss is R
 loss: the mean over the ranks, of the values as of the gradients, is then the whole batch's.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -49,3 +51,36 @@ def rank_divisor(amount: Tensor, values: Tensor) -> Tensor:
     whole = amount.detach().to(torch.float32, copy=True)  # of one type on all ranks, also on one without images
     dist.all_reduce(whole)
     return whole.clamp(min=1) / dist.get_world_size()
+
+
+def global_mean(values: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Average (B, D) over the images of all ranks, and of other batches, to (D,), for gradients that are averaged too.
+
+    The value is the mean over all images. Of n parts (the batches of a step on all ranks) the gradient of one with B
+    images is scaled by n B / sum B, which the mean over the parts turns into the whole step's.
+
+    Args:
+        values: Of the images of this batch.
+        others: Of those of the other batches of a step, on this rank.
+
+    Examples:
+        >>> import torch
+        >>> from moe_vision.losses.ranks import global_mean
+        >>> global_mean(torch.tensor([[1.0], [3.0]]), [])
+        tensor([2.])
+    """
+    batch = values.shape[0]
+    local = values.sum(dim=0) / max(batch, 1)
+    spread = spread_over_ranks(values)
+    if not (spread or others):
+        return local
+    whole = torch.stack([_sum_and_count(part) for part in (values.detach(), *others)]).sum(dim=0)
+    if spread:
+        dist.all_reduce(whole)
+    total = whole[-1].clamp(min=1)
+    parts = (1 + len(others)) * (dist.get_world_size() if spread else 1)
+    return whole[:-1] / total + parts * batch / total * (local - local.detach())
+
+
+def _sum_and_count(values: Tensor) -> Tensor:
+    return torch.cat([values.sum(dim=0), values.new_full((1,), values.shape[0])])

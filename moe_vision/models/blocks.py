@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from moe_vision.layers import ESMoE, PointwiseMoE
+from moe_vision.layers import ESMoE, PointwiseMoE, TopPGate, keep_experts
 from moe_vision.layers.convolution import YOLOBatchNorm2d
 from moe_vision.models.config import YOLOMasterConfig
 
@@ -33,7 +33,8 @@ def backbone_block(channels: int, stage: int, config: YOLOMasterConfig) -> nn.Mo
     if stage == 2:
         return nn.Identity()
     num_experts = config.num_experts * 2 ** (stage - 3)
-    return PointwiseMoE(channels, num_experts=num_experts, top_k=config.top_k, norm_layer=YOLOBatchNorm2d)
+    block = PointwiseMoE(channels, num_experts=num_experts, top_k=config.top_k, norm_layer=YOLOBatchNorm2d)
+    return _with_gate(block, config)
 
 
 def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
@@ -53,7 +54,7 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         >>> len(es_moe(64, named_config("yolo_master_n")).experts)
         4
     """
-    return ESMoE(
+    block = ESMoE(
         channels,
         num_experts=config.num_experts,
         top_k=config.top_k,
@@ -63,6 +64,13 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
         residual=config.residual,
         norm_layer=YOLOBatchNorm2d,
     )
+    return _with_gate(block, config)
+
+
+def _with_gate(block: ESMoE, config: YOLOMasterConfig) -> ESMoE:
+    if config.top_p < 1:
+        block.gate = TopPGate(config.top_p, config.top_k)
+    return block
 
 
 def set_norm_constants(module: nn.Module, config: YOLOMasterConfig) -> None:
@@ -84,3 +92,26 @@ def set_norm_constants(module: nn.Module, config: YOLOMasterConfig) -> None:
     for norm in module.modules():
         if isinstance(norm, YOLOBatchNorm2d):
             norm.eps, norm.momentum = config.norm_constants
+
+
+def remove_experts(network: nn.Module, config: YOLOMasterConfig) -> None:
+    """Leave blocks with the experts that stayed when the network was pruned.
+
+    Args:
+        network: The network with all its experts.
+        config: The architecture.
+
+    Raises:
+        ValueError: If ``config.kept_experts`` names what is no block with experts, or experts that it has not.
+
+    Examples:
+        >>> from moe_vision import create_model
+        >>> model = create_model("yolo_master_n", kept_experts={"backbone.stage2.moe": (0, 2)})
+        >>> model.backbone.stage2.moe.experts.kernel_sizes
+        (3, 7)
+    """
+    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ESMoE)}
+    for name, indices in config.kept_experts.items():
+        if name not in blocks:
+            raise ValueError(f"kept_experts must name blocks with experts, {', '.join(blocks)}, got {name!r}")
+        keep_experts(blocks[name], indices)

@@ -3,7 +3,8 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moe_vision.layers.checks import check_choice, check_kernel_sizes, check_positive, check_top_k
@@ -30,7 +31,9 @@ class YOLOMasterConfig:
         block: Kind of the MoE blocks: ``esmoe``, or ``pointwise`` as in the networks v0.1, which have none in the first
             stage, and in the last two twice as many experts as in the one before.
         num_experts: Experts E of each block (``pointwise``: of the first).
-        top_k: Experts K that an image selects.
+        top_k: Experts K that an image selects; the most that it selects if ``top_p`` is below 1.
+        top_p: Have each image select the fewest experts whose probabilities reach this, see `moe_vision.TopPGate`; at 1
+            it is always ``top_k``.
         kernel_sizes: Kernel sizes of the experts (``pointwise``: none).
         expert_init: How the experts start, ``shared`` or ``independent``, see `moe_vision.ESMoE` (``pointwise``:
             ``independent``).
@@ -38,6 +41,8 @@ class YOLOMasterConfig:
         residual: Add its input to each ES-MoE block's output.
         reg_max: Bins of the distribution over each box side, in strides of the level.
         dfl: Train the distribution with the distribution focal loss.
+        kept_experts: Of blocks that were pruned, by their names in the network: the experts that stayed, as
+            `moe_vision.prune` records them.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -63,19 +68,23 @@ class YOLOMasterConfig:
     block: str = "esmoe"
     num_experts: int = 4
     top_k: int = 2
+    top_p: float = 1.0
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
     expert_init: str = "shared"
     shared_expert: bool = False
     residual: bool = False
     reg_max: int = 16
     dfl: bool = False
+    kept_experts: Mapping[str, Sequence[int]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the values and give sequences read from JSON their type."""
         if isinstance(self.kernel_sizes, list):
             object.__setattr__(self, "kernel_sizes", tuple(self.kernel_sizes))
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.default)
+        object.__setattr__(self, "kept_experts", _check_kept(self.kept_experts))
+        for item in fields(self):
+            if item.name != "kept_experts":
+                _check_type(item.name, getattr(self, item.name), item.default)
         check_choice("task", self.task, TASKS)
         check_choice("placement", self.placement, PLACEMENTS)
         check_positive(num_classes=self.num_classes, max_channels=self.max_channels, num_experts=self.num_experts)
@@ -84,6 +93,8 @@ class YOLOMasterConfig:
             if not 0 < factor < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {factor}")
         check_top_k(self.top_k, self.num_experts)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         self._check_block()
         if self.task == "classify" and self.placement in ("neck", "both"):
             raise ValueError(f"placement must be backbone or none for task='classify', got {self.placement!r}")
@@ -143,11 +154,18 @@ class YOLOMasterConfig:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError(f"configuration must be a JSON object, got {type(values).__name__}")
-        known = {field.name for field in fields(cls)}
+        known = {item.name for item in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"configuration has unknown fields {unknown}; known are {sorted(known)}")
         return cls(**values)
+
+
+def _check_kept(kept: object) -> dict[str, tuple[int, ...]]:
+    """Return which experts stayed, with the types that JSON does not keep."""
+    if not isinstance(kept, Mapping) or not all(isinstance(indices, Sequence) for indices in kept.values()):
+        raise ValueError(f"kept_experts must map names of blocks to the experts that stayed, got {kept!r}")
+    return {str(name): tuple(indices) for name, indices in kept.items()}
 
 
 def _check_type(name: str, value: object, default: object) -> None:
@@ -221,7 +239,7 @@ def named_config(
     """
     check_choice("name", name, SCALES)
     check_choice("variant", variant, VARIANTS)
-    known = {field.name for field in fields(YOLOMasterConfig)}
+    known = {item.name for item in fields(YOLOMasterConfig)}
     if set(changes) - known:
         raise ValueError(f"changes must be fields of YOLOMasterConfig, got {sorted(set(changes) - known)}")
     config = YOLOMasterConfig(task=task, num_classes=num_classes, **SCALES[name], **VARIANTS[variant])

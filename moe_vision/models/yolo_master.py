@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe_vision.models.anchors import STRIDES
 from moe_vision.models.backbone import YOLOMasterBackbone
-from moe_vision.models.blocks import set_norm_constants
+from moe_vision.models.blocks import remove_experts, set_norm_constants
 from moe_vision.models.classify_head import ClassifyHead
 from moe_vision.models.config import SCALES, YOLOMasterConfig, named_config
 from moe_vision.models.detect_head import DetectHead, DetectMaps, DetectOutput
@@ -70,6 +70,7 @@ class YOLOMaster(nn.Module):
             self.neck = PathAggregationNeck(config.backbone_channels, config)
         self.head = _build_head(config)
         set_norm_constants(self, config)
+        remove_experts(self, config)
 
     def forward(self, images: Tensor) -> DetectMaps | DetectOutput | SegmentMaps | SegmentOutput | Tensor:
         """Return logits of the classes, or raw maps in training and what they mean otherwise."""

@@ -21,7 +21,7 @@ from moe_vision.data import (
     collate,
     eval_transform,
 )
-from moe_vision.diagnostics import ExpertUsage
+from moe_vision.diagnostics import RoutingMonitor
 from moe_vision.inference import results_in_original
 from moe_vision.models import ExportedNetwork, YOLOMaster
 from moe_vision.models.exported import device_of
@@ -78,16 +78,16 @@ def evaluate(
     """
     check_image_size(image_size)
     model.eval()
-    usage = ExpertUsage(model)
     samples = _samples(source, image_size, model.config.task)
     loader = DataLoader(samples, batch_size, num_workers=num_workers, collate_fn=collate)
-    batches = _forwards(model, tqdm(loader, desc="evaluate", leave=False, disable=not progress), usage)
-    if model.config.task == "classify":
-        metrics = _judge_classes(batches, source, pictures)
-    else:
-        truths, found = _collect(batches, image_size)
-        metrics = _judge_objects(truths, found, source, pictures, masks=model.config.task == "segment")
-    return {**metrics, "experts": usage.shares()}
+    batches = _forwards(model, tqdm(loader, desc="evaluate", leave=False, disable=not progress))
+    with RoutingMonitor(model) as monitor:
+        if model.config.task == "classify":
+            metrics = _judge_classes(batches, source, pictures)
+        else:
+            truths, found = _collect(batches, image_size)
+            metrics = _judge_objects(truths, found, source, pictures, masks=model.config.task == "segment")
+    return {**metrics, "experts": {name: layer.shares for name, layer in monitor.summary().items()}}
 
 
 def _samples(source: Any, image_size: int, task: str) -> Dataset[Sample]:
@@ -96,12 +96,10 @@ def _samples(source: Any, image_size: int, task: str) -> Dataset[Sample]:
     return _LetterboxedImages(source, image_size, masks=task == "segment")
 
 
-def _forwards(model: nn.Module, loader: Any, usage: ExpertUsage) -> Batches:
+def _forwards(model: nn.Module, loader: Any) -> Batches:
     device = device_of(model)
     for images, targets in loader:
-        output = model(images.to(device))
-        usage.update()
-        yield output, targets
+        yield model(images.to(device)), targets
 
 
 def _judge_classes(batches: Batches, source: ClassificationSource, pictures: Path | None) -> dict[str, Any]:

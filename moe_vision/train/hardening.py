@@ -3,10 +3,9 @@
 
 import math
 
-import torch
 from torch import nn
 
-from moe_vision.layers import ESMoE, hard_top_k
+from moe_vision.layers import ESMoE, TopKGate
 
 START, END = 0.5, 0.05  # temperatures
 HARD_FROM = 0.8  # of the epochs: the norms need some to gather the statistics of the function that is deployed
@@ -37,30 +36,16 @@ class Hardening:
     """
 
     def __init__(self, model: nn.Module, soft: str, epochs: int) -> None:
-        self.layers = [module for module in model.modules() if isinstance(module, ESMoE)]
+        gates = [module.gate for module in model.modules() if isinstance(module, ESMoE)]
+        self.gates = [gate for gate in gates if isinstance(gate, TopKGate)]
         self.soft = soft
         self.soft_epochs = math.ceil(epochs * HARD_FROM)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the gates for an epoch, counted from 0."""
         hard = self.soft == "relaxed" and epoch >= self.soft_epochs
-        for layer in self.layers:
-            layer.gate.soft = "masked" if hard else self.soft  # type: ignore[assignment]
+        for gate in self.gates:
+            gate.soft = "masked" if hard else self.soft  # type: ignore[assignment]
             if self.soft == "relaxed" and not hard:
                 cooled = (1 - math.cos(math.pi * epoch / self.soft_epochs)) / 2
-                layer.gate.temperature = START + (END - START) * cooled
-
-    @torch.no_grad()
-    def gap(self) -> float:
-        """Return how far the last forward's weights were from the hard ones: the mean L1 distance, in [0, 2].
-
-        It is 0 without being measured in the modes whose forward is the hard one.
-        """
-        if self.soft != "relaxed":
-            return 0.0
-        gaps = [
-            (layer.routing.weights - hard_top_k(layer.routing.logits, layer.gate.top_k)).abs().sum(dim=1).mean()
-            for layer in self.layers
-            if layer.routing is not None and len(layer.routing.logits) > 0  # a rank may have no image
-        ]
-        return torch.stack(gaps).mean().item() if gaps else 0.0
+                gate.temperature = START + (END - START) * cooled

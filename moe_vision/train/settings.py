@@ -34,7 +34,10 @@ class TrainSettings:
         warmup_epochs: Epochs over which the learning rate rises to its peak; then it falls as a cosine.
         clip_norm: Largest norm of the gradient; a larger one is scaled down.
         balance: Weight of the experts' load-balancing loss.
-        balance_kind: Kind of that loss: ``switch``, ``mse`` or ``cv2``, see `moe_vision.load_balancing_loss`.
+        balance_kind: Kind of the load-balancing loss: ``switch``, ``mse``, ``cv2`` or ``information``, see
+            `moe_vision.load_balancing_loss`.
+        budget: Weight of the loss that holds the mean number of experts, for networks with ``top_p`` below 1.
+        budget_experts: Mean number of experts an image and block that it holds.
         soft: Weights of the experts in training: ``masked`` (the function of inference), ``relaxed`` (all take part,
             less and less, and in the last fifth of the epochs as ``masked``) or ``straight_through``.
         dispatch: Executor of the experts in training: ``auto``, so that their norms see every image, or for instance
@@ -78,7 +81,9 @@ class TrainSettings:
     warmup_epochs: int = _setting(3, "epochs of rising learning rate")
     clip_norm: float = _setting(10.0, "largest norm of the gradient")
     balance: float = _setting(0.05, "weight of the load-balancing loss")
-    balance_kind: str = _setting("switch", "kind of load-balancing loss: switch, mse or cv2")
+    budget: float = _setting(0.1, "with top_p: weight of the loss that holds the mean number of experts")
+    budget_experts: float = _setting(2.0, "with top_p: mean number of experts an image and block")
+    balance_kind: str = _setting("switch", "kind of load-balancing loss: switch, mse, cv2 or information")
     soft: str = _setting("masked", "weights of the experts in training: masked, relaxed or straight_through")
     dispatch: str = _setting("auto", "executor of the experts in training: auto, dense, grouped, per_image or static")
     mosaic: float = _setting(1.0, "detect, segment: probability of a mosaic of four images")
@@ -119,9 +124,9 @@ class TrainSettings:
         """Check the ranges."""
         for name in ("epochs", "image_size", "batch_size", "accumulate", "eval_every"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_epochs", "close_mosaic", "num_workers", "seed", "weight_decay", "balance"):
+        for name in ("warmup_epochs", "close_mosaic", "num_workers", "seed", "weight_decay", "balance", "budget"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("lr", "backbone_lr_scale", "clip_norm"):
+        for name in ("budget_experts", "lr", "backbone_lr_scale", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("mosaic", "mixup", "copy_paste", "hflip", "vflip", "erasing", "cutmix", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
@@ -129,7 +134,7 @@ class TrainSettings:
         self._require("shear", 0 <= self.shear <= 45, "in [0, 45]")
         self._require("image_size", self.image_size % 32 == 0, "a multiple of 32")
         self._require("soft", self.soft in SOFT_MODES, "masked, relaxed or straight_through")
-        self._require("balance_kind", self.balance_kind in BALANCE_KINDS, "switch, mse or cv2")
+        self._require("balance_kind", self.balance_kind in BALANCE_KINDS, f"one of {', '.join(BALANCE_KINDS)}")
         self._require("dispatch", self.dispatch in DISPATCH_MODES, f"one of {', '.join(DISPATCH_MODES)}")
         self._require("auto_augment", self.auto_augment in ("trivial", "rand", "none"), "trivial, rand or none")
         self._require("precision", self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")

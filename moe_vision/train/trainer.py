@@ -2,6 +2,7 @@
 """The training loop."""
 
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from moe_vision._types import BalanceKind, DispatchMode
 from moe_vision.data import ClassificationSource, DetectionSource
-from moe_vision.diagnostics import ExpertUsage
+from moe_vision.diagnostics import RoutingMonitor, RoutingSummary, find_alarms
 from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.layers.routing import Routing
 from moe_vision.losses.balance import auxiliary_loss
@@ -135,6 +136,8 @@ class Trainer:
         self.step = 0
         self.best = -1.0
         self.metrics: dict[str, Any] = {}
+        self.monitor = RoutingMonitor(self.accelerator.unwrap_model(self.model))
+        self.warned: set[tuple[str, str]] = set()
         self.scalars = ScalarWriter(self.out)
         self.accelerator.register_for_checkpointing(self.ema, self)
         self.epochs_done = load_run_state(self.accelerator, self.out) if resume else 0
@@ -153,7 +156,8 @@ class Trainer:
         self.countdown = Countdown(self.epochs_done, settings.epochs)
         for epoch in range(self.epochs_done, settings.epochs):
             start = time.perf_counter()
-            line = {"epoch": epoch + 1, **self._train_epoch(epoch)}
+            with self.monitor:
+                line = {"epoch": epoch + 1, **self._train_epoch(epoch)}
             last = epoch + 1 == settings.epochs
             if self.val_data is not None and (last or (epoch + 1) % settings.eval_every == 0):
                 self.metrics = line["metrics"] = self._evaluate(pictures=self.out if last else None)
@@ -183,9 +187,9 @@ class Trainer:
         self.loader.set_epoch(epoch)  # which tells the pipeline
         self.hardening.set_epoch(epoch)
         self.model.train()
-        usage = ExpertUsage(self.accelerator.unwrap_model(self.model))
+        self.monitor.start_epoch()
         sums: Counter[str] = Counter()
-        skipped, gap = 0, 0.0
+        skipped = 0
         bar = tqdm(
             windows(self.loader, settings.accumulate),
             desc=f"epoch {epoch + 1}/{settings.epochs}",
@@ -193,34 +197,43 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         )
         for step, window in enumerate(bar, 1):
-            terms, step_gap, applied = self._train_step(window, usage)
-            gap += step_gap if applied else 0.0
+            terms, applied = self._train_step(window)
             skipped += not applied
             sums.update({name: term if applied else 0.0 for name, term in terms.items()})
             shown = " ".join(f"{name} {term:.3f}" for name, term in terms.items())
             bar.set_postfix_str(f"{shown}, {self.countdown.left(epoch + step / self.steps_per_epoch)}")
         steps = self.steps_per_epoch - skipped
-        usage.add_ranks()
-        means = {name: total / steps if steps else None for name, total in self._mean_over_ranks(sums, gap).items()}
+        means = {name: total / steps if steps else None for name, total in self._mean_over_ranks(sums).items()}
         lr = self.optimizer.param_groups[0]["lr"]
-        gap_mean = means.pop("hard_gap")
-        line = {"step": self.step, "lr": lr, "loss": means, "skipped_steps": skipped, "experts": usage.shares()}
-        return {**line, "hard_gap": gap_mean}
+        routing = self.monitor.summary()
+        self._warn(routing)
+        return {
+            "step": self.step,
+            "lr": lr,
+            "loss": means,
+            "skipped_steps": skipped,
+            "experts": {name: layer.shares for name, layer in routing.items()},
+            "hard_gap": sum(layer.hard_gap for layer in routing.values()) / max(len(routing), 1),
+        }
 
-    def _mean_over_ranks(self, sums: Counter[str], gap: float) -> dict[str, float]:
-        """Average sums of loss terms, and the gap, over all processes."""
-        gathered = gather_object([{**sums, "hard_gap": gap}])
+    def _mean_over_ranks(self, sums: Counter[str]) -> dict[str, float]:
+        """Average sums of loss terms over all processes."""
+        gathered = gather_object([dict(sums)])
         return {name: sum(rank[name] for rank in gathered) / len(gathered) for name in gathered[0]}
 
-    def _train_step(self, window: list[Batch], usage: ExpertUsage) -> tuple[dict[str, float], float, bool]:
-        """Make one step; a step whose gradient is not finite is left out.
+    def _warn(self, routing: dict[str, RoutingSummary]) -> None:
+        """Say what is wrong with the routing, each thing once."""
+        for alarm in find_alarms(routing):
+            if self.accelerator.is_main_process and alarm[:2] not in self.warned:
+                self.warned.add(alarm[:2])
+                logging.warning("%s", alarm)
 
-        Return the loss terms, the gap of the gates to hard ones, and whether the step was made.
-        """
+    def _train_step(self, window: list[Batch]) -> tuple[dict[str, float], bool]:
+        """Make one step; a step whose gradient is not finite is left out. Return the terms, and whether it was made."""
         self.schedule.step_update(self.step)
         self.step += 1
         model = cast(YOLOMaster, self.accelerator.unwrap_model(self.model))
-        terms, gap = self._accumulate(model, window, usage)
+        terms = self._accumulate(model, window)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         applied = bool(torch.isfinite(norm))  # the same on every rank: the gradients have been averaged
         if applied or self.accelerator.scaler is not None:  # fp16: the scaler leaves the step out, and learns from it
@@ -230,34 +243,36 @@ class Trainer:
         else:
             self._restore_statistics(model)
         self.optimizer.zero_grad()
-        return terms, gap, applied
+        return terms, applied
 
-    def _accumulate(self, model: YOLOMaster, window: list[Batch], usage: ExpertUsage) -> tuple[dict[str, float], float]:
-        """Make the gradient of a step: the mean over its batches. Return the mean loss terms and gap."""
+    def _accumulate(self, model: YOLOMaster, window: list[Batch]) -> dict[str, float]:
+        """Make the gradient of a step: the mean over its batches. Return the mean loss terms."""
         images = [images.contiguous(memory_format=torch.channels_last) for images, _ in window]
         preview = self._preview(model, images)
-        sums, gap = Counter[str](), 0.0
+        sums = Counter[str]()
         for place, (_, targets) in enumerate(window):
             last = place + 1 == len(window)
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 output = self.model(images[place])
                 terms = self.recipe.loss(model, output, targets, balance=0.0)
                 if "balance" in terms:
-                    terms["balance"] = self._balance(model, others=preview[:place] + preview[place + 1 :])
+                    others = preview[:place] + preview[place + 1 :]
+                    terms["balance"] = self._auxiliary_loss(model, others, balance=self.settings.balance)
+                    if model.config.top_p < 1:
+                        terms["budget"] = self._auxiliary_loss(model, others, balance=0.0, budget=self.settings.budget)
                 self.accelerator.backward(torch.stack(list(terms.values())).sum() / len(window))
-            usage.update()
-            gap += self.hardening.gap() / len(window)
             sums.update({name: term.item() / len(window) for name, term in terms.items()})
-        return dict(sums), gap
+        return dict(sums)
 
-    def _balance(self, model: YOLOMaster, others: list[dict[str, Routing]]) -> Tensor:
-        """Return the balance loss of the last batch, as a part of all batches of the step."""
+    def _auxiliary_loss(self, model: YOLOMaster, others: list[dict[str, Routing]], **weights: float) -> Tensor:
+        """Return a loss of the routing of the last batch, as a part of all batches of the step."""
         kind = cast(BalanceKind, self.settings.balance_kind)
-        return auxiliary_loss(model, balance=self.settings.balance, kind=kind, others=others)
+        return auxiliary_loss(model, kind=kind, budget_experts=self.settings.budget_experts, others=others, **weights)
 
     def _preview(self, model: YOLOMaster, images: list[Tensor]) -> list[dict[str, Routing]]:
-        """Return the routing of each batch, if the balance loss of each needs that of the others."""
-        alone = len(images) == 1 or self.settings.balance == 0 or model.config.placement == "none"
+        """Return the routing of each batch, if the losses of the routing of each need that of the others."""
+        needed = self.settings.balance > 0 or (model.config.top_p < 1 and self.settings.budget > 0)
+        alone = len(images) == 1 or not needed or model.config.placement == "none"
         return [] if alone else preview_routing(model, self.model, images)
 
     def _restore_statistics(self, model: YOLOMaster) -> None:

@@ -4,20 +4,25 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moe_vision.visualize.inspection import Inspection, inspect_routing
 from moe_vision.visualize.pictures import comparison_sheet, draw_detections, sample_sheet, save_picture
+from moe_vision.visualize.routing_page import routing_page
 
 if TYPE_CHECKING:
     from moe_vision.visualize.evaluation_plots import plot_confusion, plot_precision_recall
     from moe_vision.visualize.plots import plot_expert_usage, plot_routing, plot_training
 
 __all__ = [
+    "Inspection",
     "comparison_sheet",
     "draw_detections",
+    "inspect_routing",
     "plot_confusion",
     "plot_expert_usage",
     "plot_precision_recall",
     "plot_routing",
     "plot_training",
+    "routing_page",
     "sample_sheet",
     "save_picture",
 ]

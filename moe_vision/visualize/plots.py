@@ -50,7 +50,7 @@ def plot_routing(shares: Mapping[str, Mapping[str, Sequence[float]]], path: str 
 
     Args:
         shares: For each group of images, by its name, the share of each expert by the name of the layer, as
-            `moe_vision.diagnostics.ExpertUsage` counts them.
+            `moe_vision.diagnostics.RoutingMonitor` counts them.
         path: File to write; its ending chooses the format (png, svg, pdf).
         title: What tells the groups apart.
 

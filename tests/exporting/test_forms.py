@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, export
+from moe_vision import ESMoE, TopPGate, export
 from moe_vision.exporting import ExportReport
 from moe_vision.layers import PointwiseMoE
 from moe_vision.layers.convolution import ConvNormAct
@@ -75,6 +75,19 @@ def test_plain_layer(plain: Exported) -> None:
 def test_layer(settings: dict[str, Any], tmp_path: Path) -> None:
     layer = make_layer(**settings)
     assert_right(layer, tmp_path / "layer.onnx", export(layer, tmp_path / "layer.onnx"))
+
+
+@pytest.mark.slow
+def test_images_that_decide_how_many_experts_they_need(tmp_path: Path) -> None:
+    layer = make_layer(num_experts=4)
+    layer.gate = TopPGate(0.8, max_k=4)
+    report = export(layer, tmp_path / "layer.onnx")
+    assert_every_expert_checked(report)
+    assert report.blocks[0].form == "index"
+    images = torch.randn(9, 4, 13, 10) + 2 * torch.randn(9, 4, 1, 1)
+    expected = layer(images)
+    assert len(set(layer.routing.selected.sum(dim=1).tolist())) > 1
+    torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], expected, rtol=0, atol=1e-5)
 
 
 def test_a_router_that_pools_large_maps_alone(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from moe_vision import Routing, TopKGate, auxiliary_loss, load_balancing_loss, r
 from tests.strategies import Gating, gatings, make_images, make_layer, separated_gatings
 
 KINDS = ("switch", "mse", "cv2")
+ALL_KINDS = (*KINDS, "information")
 
 # Four images and three experts, by their probabilities.
 PROBABILITIES = [[0.5, 0.25, 0.25], [0.5, 0.125, 0.375], [0.125, 0.75, 0.125], [0.875, 0.0625, 0.0625]]
@@ -152,7 +153,7 @@ def test_i48_switch_can_be_below_one_for_several_images() -> None:
     assert load_balancing_loss(routing).item() == pytest.approx(0.895556, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @given(gating=separated_gatings(), data=st.data())
 def test_i49_permutations_do_not_matter(kind: str, gating: Gating, data: st.DataObject) -> None:
     batch, num_experts = gating.logits.shape
@@ -164,7 +165,7 @@ def test_i49_permutations_do_not_matter(kind: str, gating: Gating, data: st.Data
     assert router_z_loss(permuted).item() == pytest.approx(router_z_loss(routing).item())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @given(gating=separated_gatings(), shift=st.sampled_from([-100.0, 3.0, 37.0]))
 def test_i49_shifted_logits_do_not_matter(kind: str, gating: Gating, shift: float) -> None:
     expected = load_balancing_loss(route(gating.logits, gating.k), kind).item()
@@ -179,7 +180,7 @@ def test_i49_z_loss_pins_the_free_constant(num_experts: int) -> None:
     assert router_z_loss(route(zeros + 2)).item() == pytest.approx((math.log(num_experts) + 2) ** 2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_i34_empty_batch_is_zero_and_connected(kind: str) -> None:
     logits = torch.zeros(0, 4, requires_grad=True)
     routing = route(logits, 2)
@@ -199,10 +200,23 @@ def test_i41_gradcheck_of_the_losses(kind: str, gating: Gating) -> None:
     assert torch.autograd.gradcheck(losses, (gating.logits.requires_grad_(),), atol=1e-6)
 
 
+@given(gatings(min_batch=1, scales=(0.1, 1.0, 10.0)))
+def test_i50_information_is_between_none_and_all(gating: Gating) -> None:
+    loss = load_balancing_loss(route(gating.logits, gating.k), "information").item()
+    assert -math.log(gating.logits.shape[1]) - 1e-6 <= loss <= 1e-6
+
+
+def test_i50_information_of_images_that_are_alike_or_sure() -> None:
+    alike = torch.tensor([[1.0, 0.0, 0.0]] * 4)
+    sure = 50 * torch.eye(3)
+    assert load_balancing_loss(route(alike, 1), "information").item() == pytest.approx(0, abs=1e-6)
+    assert load_balancing_loss(route(sure, 1), "information").item() == pytest.approx(-math.log(3), abs=1e-6)
+
+
 def test_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="kind must be one of switch, mse, cv2, got 'entropy'"):
+    with pytest.raises(ValueError, match="kind must be one of switch, mse, cv2, information, got 'entropy'"):
         load_balancing_loss(route(torch.zeros(1, 2)), "entropy")
-    with pytest.raises(ValueError, match="kind must be one of switch, mse, cv2, got 'entropy'"):
+    with pytest.raises(ValueError, match="kind must be one of switch, mse, cv2, information, got 'entropy'"):
         auxiliary_loss(make_layer(), kind="entropy")
 
 
@@ -210,7 +224,7 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(make_layer(seed=0), nn.Sequential(nn.ReLU(), make_layer(seed=1))).train()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_auxiliary_loss_sums_the_layers(kind: str) -> None:
     model = two_layers()
     model(make_images(5, 4, 7, 5))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_vision import ESMoE, auxiliary_loss
+from moe_vision import ESMoE, TopPGate, auxiliary_loss
 from moe_vision.losses.balance import routing_records
 from tests.strategies import make_images, make_layer
 
@@ -17,7 +17,9 @@ LOSSES = {
     "switch": {"kind": "switch"},
     "mse": {"kind": "mse"},
     "cv2": {"kind": "cv2"},
+    "information": {"kind": "information"},
     "z": {"balance": 0.0, "z": 1.0},
+    "budget": {"balance": 0.0, "budget": 1.0, "budget_experts": 1.3},
 }
 SHARDS = ((3, 5), (0, 4))
 BATCHES = ((2, 1), (1, 4))  # of a step of two batches, for each rank
@@ -39,11 +41,18 @@ def images_of(sizes: tuple[int, ...]) -> Tensor:
     return make_images(sum(sizes), 4, 6, 5, dtype=torch.float64)
 
 
+def layer_for(loss: str) -> ESMoE:
+    layer = make_layer(expert="depthwise").double().train()
+    if loss == "budget":
+        layer.gate = TopPGate(0.9, max_k=4)
+    return layer
+
+
 def all_losses(x: Tensor) -> dict[str, Result]:
     """Each loss of these images, and its gradients with respect to the router."""
     results = {}
     for name, settings in LOSSES.items():
-        layer = make_layer(expert="depthwise").double().train()
+        layer = layer_for(name)
         layer(x)
         loss = auxiliary_loss(layer, **{"balance": 1.0, **settings})
         results[name] = (loss.detach(), list(torch.autograd.grad(loss, list(layer.router.parameters()))))
@@ -54,7 +63,7 @@ def accumulated_losses(batches: list[Tensor]) -> dict[str, Result]:
     """Each loss of the last of several batches, and the mean gradient of all of them."""
     results = {}
     for name, settings in LOSSES.items():
-        layer = make_layer(expert="depthwise").double().train()
+        layer = layer_for(name)
         records = []
         with torch.no_grad():
             for x in batches:

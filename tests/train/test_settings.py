@@ -34,7 +34,7 @@ from moe_vision.train import TrainSettings
         ("shear", 46.0, r"in \[0, 45\]"),
         ("auto_augment", "auto", "trivial, rand or none"),
         ("ema_decay", -0.5, r"in \[0, 1\]"),
-        ("balance_kind", "even", "switch, mse or cv2"),
+        ("balance_kind", "even", "one of switch, mse, cv2, information"),
         ("dispatch", "sparse", "one of auto, dense, grouped, per_image, static"),
         ("precision", "fp8", "no, bf16 or fp16"),
     ],

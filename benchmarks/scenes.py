@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Computation that follows the scene: images that decide how many experts they need, against a fixed number.
+
+Networks learn generated scenes, from one object to about twenty, and are examined on others. Fixed cells give every
+image K = 1, 2, 3 or 4 of 4 experts; the cells "top-p TARGET" let each image select the fewest experts whose
+probabilities reach p, with a mean of TARGET held by the budget loss. Each run is a row of
+benchmarks/results/scenes.json: accuracy, experts and operations an image, and the rank correlation (Spearman) of
+experts used and number of objects. When all cells of a seed have learnt, they are timed in turn on the same images,
+one at a time.
+
+    python benchmarks/scenes.py [--cells "top-p 2" "fixed 2"] [--seeds 0 1 2] [--scenes 1024] [--epochs 20]
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from measure import RESULTS, merge_row
+from torch import Tensor
+
+from moe_vision import ESMoE, create_model, fuse
+from moe_vision.data import DetectionPipeline, ShapeScenes, build_loader
+from moe_vision.diagnostics import RoutingMonitor, compare_latency, count_expert_flops
+from moe_vision.models import YOLOMaster, load_checkpoint
+from moe_vision.train import Trainer, TrainSettings, evaluate
+
+IMAGE_SIZE = 160
+P = 0.7
+NETWORKS: dict[str, dict[str, Any]] = {
+    **{f"fixed {k}": {"top_k": k} for k in (1, 2, 3, 4)},
+    **{f"top-p {target}": {"top_k": 4, "top_p": P} for target in (1.5, 2, 3)},
+}
+
+
+def run_cell(cell: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    learnt = ShapeScenes(options.scenes, IMAGE_SIZE, seed=seed)
+    held_out = ShapeScenes(options.held_out, IMAGE_SIZE, seed=1000)
+    settings = TrainSettings(
+        epochs=options.epochs,
+        eval_every=options.epochs,
+        image_size=IMAGE_SIZE,
+        batch_size=8,
+        lr=4e-3,
+        mosaic=0.0,
+        warmup_epochs=1,
+        budget_experts=float(cell.split()[1]),
+        budget=options.budget,
+        num_workers=0,
+        seed=seed,
+    )
+    set_seed(seed)
+    classes = learnt.classes
+    model = create_model("yolo_master_n", num_classes=len(classes), class_names=classes, **NETWORKS[cell])
+    Trainer(model, learnt, None, weights_of(cell, seed, options).parent, settings).fit()
+    model = load_checkpoint(weights_of(cell, seed, options))
+    metrics = evaluate(model, held_out, image_size=IMAGE_SIZE)
+    return {
+        "cell": cell,
+        "seed": seed,
+        "scenes": options.scenes,
+        "epochs": options.epochs,
+        "budget": options.budget,
+        **{name: round(metrics[name], 4) for name in ("map", "map50")},
+        **examine(model, held_out),
+    }
+
+
+@torch.no_grad()
+def examine(model: YOLOMaster, scenes: ShapeScenes) -> dict[str, Any]:
+    """Return experts and operations an image, and how they go with the number of objects."""
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
+    rest, costs = count_expert_flops(model, (3, IMAGE_SIZE, IMAGE_SIZE))
+    used: dict[str, list[Tensor]] = {name: [] for name in blocks}
+    flops: list[Tensor] = []
+    objects: list[int] = []
+    with RoutingMonitor(model) as monitor:
+        for images, targets in build_loader(DetectionPipeline(scenes, IMAGE_SIZE), 16):
+            monitor.announce(targets)
+            model(images)
+            objects += [len(target["labels"]) for target in targets]
+            selected = {name: block.routing.selected.float() for name, block in blocks.items()}
+            for name, mask in selected.items():
+                used[name].append(mask.sum(dim=1))
+            flops.append(sum(mask @ torch.tensor(costs[name]).float() for name, mask in selected.items()))
+    counts = {name: torch.cat(parts) for name, parts in used.items()}
+    total = torch.stack(list(counts.values())).sum(dim=0)
+    summaries = monitor.summary()
+    return {
+        "experts": round(total.mean().item() / len(blocks), 3),
+        "gflops": round((rest + torch.cat(flops).mean().item()) / 1e9, 4),
+        "spearman": spearman(total.tolist(), objects),
+        "spearman_by_block": {name: spearman(values.tolist(), objects) for name, values in counts.items()},
+        "experts_by_block": {name: round(layer.experts_per_image, 3) for name, layer in summaries.items()},
+        "information": {name: round(layer.information, 3) for name, layer in summaries.items()},
+        "experts_by_objects": {
+            group: round(float(np.mean([layer.by_objects[group].experts_per_image for layer in summaries.values()])), 3)
+            for group in next(iter(summaries.values())).by_objects
+        },
+    }
+
+
+def spearman(a: list[float], b: list[int]) -> float | None:
+    """Return the correlation of the ranks, where equals share their mean rank; None if all values are equal."""
+    ranks = [mean_ranks(np.asarray(values)) for values in (a, b)]
+    if min(rank.std() for rank in ranks) == 0:
+        return None
+    return round(float(np.corrcoef(*ranks)[0, 1]), 3)
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return (last - (counts - 1) / 2)[place]
+
+
+def time_cells(cells: list[str], seed: int, options: argparse.Namespace) -> dict[str, float]:
+    """Return the median milliseconds an image of each cell, fused, over the same held-out images in turn."""
+    scenes = DetectionPipeline(ShapeScenes(32, IMAGE_SIZE, seed=1000), IMAGE_SIZE)
+    images = [image[None] for image, _ in scenes]
+
+    def call(model: torch.nn.Module) -> Callable[[], object]:
+        return lambda: [model(image) for image in images]
+
+    calls = {cell: call(fuse(load_checkpoint(weights_of(cell, seed, options)))) for cell in cells}
+    with torch.inference_mode():
+        times = compare_latency(calls, rounds=options.rounds)
+    return {cell: round(time.median / len(images), 3) for cell, time in times.items()}
+
+
+def weights_of(cell: str, seed: int, options: argparse.Namespace) -> Path:
+    return Path(options.out / f"{cell.replace(' ', '-')}-{seed}" / "last.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="+", metavar="CELL", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=1024, help="scenes to learn from (%(default)s)")
+    parser.add_argument("--held-out", type=int, default=256, help="scenes to be examined on (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="passes over the scenes (%(default)s)")
+    parser.add_argument("--budget", type=float, default=0.1, help="weight of the budget loss (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="folder for weights and logs")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for cell in options.cells:
+            row = run_cell(cell, seed, options)
+            merge_row("scenes", row, key=("cell", "seed"))
+            print(row, flush=True)
+        times = time_cells(options.cells, seed, options)
+        rows = json.loads((RESULTS / "scenes.json").read_text())["rows"]
+        for row in rows:
+            if row["seed"] == seed and row["cell"] in times:
+                merge_row("scenes", {**row, "milliseconds": times[row["cell"]]}, key=("cell", "seed"))
+        print(times, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moe_vision.exporting import export
     from moe_vision.inference import predict
     from moe_vision.models import create_model, list_models, load_official
+    from moe_vision.surgery import find_sites, load_swapped, swap, unswap
 
 __version__ = "0.1.0"
 
@@ -33,23 +34,31 @@ __all__ = [
     "auxiliary_loss",
     "create_model",
     "export",
+    "find_sites",
     "fuse",
     "hard_top_k",
     "list_models",
     "load_balancing_loss",
     "load_official",
+    "load_swapped",
     "predict",
     "router_z_loss",
     "soft_top_k",
+    "swap",
+    "unswap",
 ]
 
 # What stands above the layers is loaded when it is used: it needs torchvision and timm, which take seconds to import.
 _LAZY = {
     "create_model": "models",
     "export": "exporting",
+    "find_sites": "surgery",
     "list_models": "models",
     "load_official": "models",
+    "load_swapped": "surgery",
     "predict": "inference",
+    "swap": "surgery",
+    "unswap": "surgery",
 }
 
 

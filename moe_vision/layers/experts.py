@@ -217,8 +217,9 @@ class DepthwiseExperts(nn.ModuleList):
         batch, channels = x.shape[:2]
         experts = cast(list[DepthwiseExpert], list(self))
         weights = weights.to(x.dtype)
-        kernels = torch.einsum("be,echw->bchw", weights, self._kernels()[:, :, 0].to(x.dtype))
-        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), kernels.flatten(0, 1).unsqueeze(1))
+        kernels = self._kernels().to(x.dtype)
+        mixed = (weights @ kernels.flatten(1)).view(batch * channels, *kernels.shape[2:])
+        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), mixed)
         y = y.view(batch, channels, *y.shape[2:])
         if experts[0].conv_dw.bias is None:
             return y
@@ -253,9 +254,9 @@ class DepthwiseExperts(nn.ModuleList):
     def _kernels(self) -> Tensor:
         """Stack the depthwise kernels to (E, C, 1, k, k), padded with zeros to the largest k; the padding is exact."""
         largest = max(self.kernel_sizes)
-        experts = cast(list[SeparableExpert | DepthwiseExpert], list(self))
+        kernels = [expert.conv_dw.weight for expert in cast(list[SeparableExpert | DepthwiseExpert], list(self))]
         margins = [(largest - size) // 2 for size in self.kernel_sizes]
-        padded = [F.pad(expert.conv_dw.weight, [margin] * 4) for expert, margin in zip(experts, margins, strict=True)]
+        padded = [F.pad(k, [m] * 4) if m else k for k, m in zip(kernels, margins, strict=True)]
         return torch.stack(padded)
 
     def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:

@@ -46,8 +46,8 @@ def swap(
         num_experts: Number of experts E.
         top_k: Number of experts K that an image selects; at least 2 (or E) for ``upcycle``, whose weights
             must sum to 1.
-        kernel_sizes: Odd kernel sizes, one an expert. If None, copies are as large as the convolution (no merged kernel
-            costs more than it did), and the experts of ``shared_zero`` have 3, 5, 7, ...
+        kernel_sizes: Odd kernel sizes, one an expert; a copy is at least as large as its convolution. If None, copies
+            are as large as that (no merged kernel costs more than it did), other experts have 3, 5, 7, ...
         init: How the experts start.
         perturb: For ``upcycle``: standard deviation of the noise that tells the copies apart, relative to the kernel's.
         every: Swap every n-th of the sites, the last of each n.

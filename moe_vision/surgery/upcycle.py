@@ -27,14 +27,15 @@ class DepthwiseESMoE(ESMoE):
         conv: The convolution whose place it takes; the experts are on its device, in its type, and start at random.
         num_experts: Number of experts E.
         top_k: Number of experts K that an image selects.
-        kernel_sizes: Odd kernel sizes, one an expert, none smaller than the convolution's; all as that if None.
+        kernel_sizes: Odd kernel sizes, one an expert; those that are smaller than the convolution's, or None, are as
+            large as that, since no kernel is cropped.
         reduction: Divisor of the router's hidden width.
 
     Shape:
         - Input, output: as those of the convolution
 
     Raises:
-        ValueError: If a kernel size is smaller than the convolution's, or as for `ESMoE`.
+        ValueError: As for `ESMoE`.
 
     Examples:
         >>> import torch
@@ -55,18 +56,12 @@ class DepthwiseESMoE(ESMoE):
         kernel_sizes: Sequence[int] | None = None,
         reduction: int = 8,
     ) -> None:
-        size = conv.kernel_size[0]
-        kernel_sizes = [size] * num_experts if kernel_sizes is None else kernel_sizes
-        if min(kernel_sizes) < size:
-            raise ValueError(
-                f"kernel_sizes must be at least the convolution's {size}, which is never cropped, "
-                f"got {tuple(kernel_sizes)}"
-            )
+        sizes = [1] * num_experts if kernel_sizes is None else kernel_sizes
         super().__init__(
             conv.in_channels,
             num_experts=num_experts,
             top_k=top_k,
-            kernel_sizes=kernel_sizes,
+            kernel_sizes=[max(size, conv.kernel_size[0]) for size in sizes],
             stride=conv.stride[0],
             dilation=conv.dilation[0],
             reduction=reduction,
@@ -101,7 +96,7 @@ def upcycled(
         module: What `as_depthwise` knows; it stays as it is. The norm that ends a block is taken over.
         num_experts: Number of experts E.
         top_k: Number of experts K that an image selects.
-        kernel_sizes: Odd kernel sizes, one an expert; all as the convolution's if None.
+        kernel_sizes: Odd kernel sizes, one an expert, at least the convolution's; all as that if None.
         reduction: Divisor of the router's hidden width.
         copy_kernel: Start the experts as copies, not at random.
         perturb: Standard deviation of the noise that tells the copies apart, relative to the kernel's.

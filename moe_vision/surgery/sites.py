@@ -138,6 +138,7 @@ def find_sites(
     else:
         chosen = [name for name in modules if DEPTHWISE.fullmatch(name) and is_depthwise(name, modules[name])]
         chosen = chosen or [name for name in modules if RESIDUAL_BLOCK.fullmatch(name)]
+    chosen = _outermost(chosen)
     convolutions = {name: as_depthwise(modules[name]) for name in chosen}
     found = {name: _depthwise_site(model, name, conv) for name, conv in convolutions.items() if conv is not None}
     blocks = _blocks(model, [name for name in chosen if name not in found], "block", example)
@@ -165,10 +166,16 @@ def example_images(model: nn.Module, batch: int = 2) -> Tensor:
 
 
 def _free_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules by name, but for the model itself and what is a part of experts or has them beside it."""
+    """Return the modules by name, without the model itself, and without what experts consist of or go beside."""
     modules = {name: module for name, module in model.named_modules() if name}
-    taken = [f"{name}." for name, module in modules.items() if isinstance(module, (ESMoE, SharedZero))]
-    return {name: module for name, module in modules.items() if not name.startswith(tuple(taken))}
+    taken = tuple(f"{name}." for name, module in modules.items() if isinstance(module, (ESMoE, SharedZero)))
+    return {name: module for name, module in modules.items() if not name.startswith(taken)}
+
+
+def _outermost(names: list[str]) -> list[str]:
+    """Leave out the names of what is inside another."""
+    inside = tuple(f"{name}." for name in names)
+    return [name for name in names if not name.startswith(inside)]
 
 
 def _depthwise_site(model: nn.Module, name: str, conv: nn.Conv2d) -> Site:

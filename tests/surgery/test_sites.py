@@ -51,6 +51,13 @@ def test_other_models_by_predicate() -> None:
     assert (sites[0].name, sites[0].followed_by, sites[0].stage) == ("features.1.0.block.0", "Permute", 1)
 
 
+def test_takes_a_whole_and_not_its_parts_too() -> None:
+    model = FAMILIES["RepViT"].make()  # a depthwise convolution made of depthwise convolutions
+    names = [site.name for site in find_sites(model, is_depthwise)]
+    assert "stages.0.blocks.0.token_mixer" in names
+    assert not any(".token_mixer." in name for name in names)
+
+
 def test_convolutions_that_are_not_sites() -> None:
     others = [
         nn.Conv2d(8, 16, 3, groups=8),  # a multiplier

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear experts in the place of a depthwise convolution: the same function on the same grid, whatever its padding."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from moe_vision.surgery import DepthwiseESMoE, swap
 from moe_vision.surgery.upcycle import upcycled
 from tests.strategies import TOLERANCE, assert_same, make_images
-from tests.surgery.families import images
+from tests.surgery.families import images, look_trained
 
 
 @st.composite
@@ -59,6 +60,15 @@ def test_noise_tells_the_copies_apart() -> None:
 def test_crops_no_kernel() -> None:
     layer = DepthwiseESMoE(nn.Conv2d(4, 4, 5, groups=4), kernel_sizes=(3, 5, 7, 9))
     assert layer.experts.kernel_sizes == (5, 5, 7, 9)
+
+
+def test_block_of_older_weights() -> None:
+    """RepViT's first models have a norm on each branch and none on the sum; fused, a mixer is a convolution."""
+    arguments = {"embed_dim": (8, 12), "depth": (1, 1), "num_classes": 5}
+    model = look_trained(timm.create_model("repvit_m1", **arguments)).eval()
+    assert swap(copy.deepcopy(model), example=images(1)).change <= 1e-5
+    model.fuse()
+    assert swap(model, example=images(1)).change <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "test_efficientnet"])

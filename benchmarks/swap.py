@@ -38,23 +38,24 @@ from moe_vision.models.timm_backbone import Normalize
 Row = dict[str, Any]
 
 HOST = "tf_efficientnet_lite0"
+# The customary member of each family; the smaller a model, the more a router weighs.
 LATENCY_MODELS = (
-    "convnext_atto",
-    "convnextv2_atto",
-    "edgenext_xx_small",
+    "convnext_tiny",
+    "convnextv2_tiny",
+    "edgenext_x_small",
     "tf_efficientnet_lite0",
-    "mobilenetv2_050",
-    "mobilenetv3_small_100",
-    "mobilenetv4_conv_small",
-    "repvit_m0_9",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_medium",
+    "repvit_m1_0",
     "convformer_s18",
-    "inception_next_atto",
+    "inception_next_tiny",
     "starnet_s1",
-    "mambaout_femto",
+    "mambaout_tiny",
     "hgnetv2_b0",
-    "resnet18",
+    "resnet50",
 )
-NO_DEPTHWISE = ("resnet18",)
+NO_DEPTHWISE = ("resnet50",)
 INITS: dict[str, Row] = {
     "upcycle": {},
     "upcycle 3 5 7 9": {"kernel_sizes": (3, 5, 7, 9)},

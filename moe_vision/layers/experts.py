@@ -219,12 +219,12 @@ class DepthwiseExperts(nn.ModuleList):
         weights = weights.to(x.dtype)
         kernels = self._kernels().to(x.dtype)
         mixed = (weights @ kernels.flatten(1)).view(batch * channels, *kernels.shape[2:])
-        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), mixed)
-        y = y.view(batch, channels, *y.shape[2:])
-        if experts[0].conv_dw.bias is None:
-            return y
-        biases = torch.stack([cast(Tensor, expert.conv_dw.bias) for expert in experts]).to(x.dtype)
-        return y + (weights @ biases)[:, :, None, None]
+        bias = None
+        if experts[0].conv_dw.bias is not None:
+            biases = torch.stack([cast(Tensor, expert.conv_dw.bias) for expert in experts])
+            bias = (weights @ biases.to(x.dtype)).flatten()
+        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), mixed, bias)
+        return y.view(batch, channels, *y.shape[2:])
 
     def gathered(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return the features of the selected separable experts, (B, K, C, H, W), without a host transfer.
@@ -259,9 +259,9 @@ class DepthwiseExperts(nn.ModuleList):
         padded = [F.pad(k, [m] * 4) if m else k for k, m in zip(kernels, margins, strict=True)]
         return torch.stack(padded)
 
-    def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
         padding = self.dilation * (max(self.kernel_sizes) // 2)
-        return F.conv2d(x, kernels, None, self.stride, padding, self.dilation, groups=kernels.shape[0])
+        return F.conv2d(x, kernels, bias, self.stride, padding, self.dilation, groups=kernels.shape[0])
 
 
 def _depthwise(

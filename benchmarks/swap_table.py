@@ -40,7 +40,8 @@ def weights(rows: Sequence[Row]) -> str:
 
 
 def latency(rows: Sequence[Row]) -> str:
-    lines = [["model", "batch", "dense, ms", *(f"{init} / dense" for init in INITS)]]
+    clocks = " or ".join(sorted({row["clock"] for row in rows}))
+    lines = [["model", "batch", f"dense, ms ({clocks} clock)", *(f"{init} / dense" for init in INITS)]]
     for row in rows:
         ratios = [f"{row['ratio'][init]:.2f}" if init in row["ratio"] else "-" for init in INITS]
         lines.append([row["model"], str(row["batch"]), f"{row['ms']['dense']['median']:.1f}", *ratios])

@@ -93,7 +93,7 @@ def unswap(model: nn.Module, report: SwapReport) -> None:
     """Put back what was at the sites of a swap, in place.
 
     The modules are as they were before the swap, but those of ``shared_zero`` as training has made them: they took part
-    in it.
+    in it. Mode, type and device are those that the model has by now.
 
     Args:
         model: The model that was swapped.
@@ -109,7 +109,9 @@ def unswap(model: nn.Module, report: SwapReport) -> None:
     """
     for name, module in report.originals.items():
         part = model.get_submodule(name)
-        model.set_submodule(name, module if isinstance(part, SharedZero) else module.train(part.training))
+        if not isinstance(part, SharedZero):  # it was no part of the model, and did not follow it
+            module.train(part.training).to(next(part.parameters()))
+        model.set_submodule(name, module)
 
 
 def _replacement(model: nn.Module, site: Site, old: nn.Module) -> Replacement:

@@ -169,6 +169,14 @@ def test_blocks_are_not_upcycled() -> None:
         swap(model, sites, init="random", example=images(1))
 
 
+def test_unswap_follows_the_model() -> None:
+    model = CONVNEXT.make()
+    report = swap(model, example=images(1))
+    unswap(model.double().train(), report)
+    conv = model.stages[0].blocks[0].conv_dw
+    assert (conv.weight.dtype, conv.training) == (torch.float64, True)
+
+
 def test_unswap_keeps_what_took_part() -> None:
     model = CONVNEXT.make()
     report = swap(model, init="shared_zero", example=images(1))

@@ -99,7 +99,14 @@ class TestSwap:
 
 
 @pytest.mark.export
-@pytest.mark.parametrize(("name", "init"), [("ConvNeXt", "upcycle"), ("EfficientNet", "shared_zero")])
+@pytest.mark.parametrize(
+    ("name", "init"),
+    [
+        ("EfficientNet, same", "upcycle"),
+        pytest.param("ConvNeXt", "upcycle", marks=pytest.mark.slow),
+        pytest.param("EfficientNet", "shared_zero", marks=pytest.mark.slow),
+    ],
+)
 def test_exports(name: str, init: str) -> None:
     case = Swapped(name, init)
     graph = torch.export.export(case.model, (images(2),)).module()

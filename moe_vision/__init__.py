@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moe_vision.losses import auxiliary_loss, expert_budget_loss, load_balancing_loss, router_z_loss
     from moe_vision.models import create_model, list_models, load_official
     from moe_vision.pruning import prune
+    from moe_vision.surgery import find_sites, load_swapped, swap, unswap
 
 __version__ = "0.1.0"
 
@@ -37,15 +38,19 @@ __all__ = [
     "create_model",
     "expert_budget_loss",
     "export",
+    "find_sites",
     "fuse",
     "hard_top_k",
     "list_models",
     "load_balancing_loss",
     "load_official",
+    "load_swapped",
     "predict",
     "prune",
     "router_z_loss",
     "soft_top_k",
+    "swap",
+    "unswap",
 ]
 
 # Where the names are. Each is loaded when it is used: layers without torchvision and timm, which take seconds to
@@ -61,15 +66,19 @@ _LAZY = {
     "create_model": "models",
     "expert_budget_loss": "losses",
     "export": "exporting",
+    "find_sites": "surgery",
     "fuse": "layers",
     "hard_top_k": "layers",
     "list_models": "models",
     "load_balancing_loss": "losses",
     "load_official": "models",
+    "load_swapped": "surgery",
     "predict": "inference",
     "prune": "pruning",
     "router_z_loss": "losses",
     "soft_top_k": "layers",
+    "swap": "surgery",
+    "unswap": "surgery",
 }
 
 

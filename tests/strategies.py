@@ -71,6 +71,7 @@ def layer_settings(draw: st.DrawFn, *, max_experts: int = 4) -> dict[str, Any]:
         "num_experts": num_experts,
         "top_k": draw(st.integers(1, num_experts)),
         "stride": draw(st.sampled_from([1, 2])),
+        "dilation": draw(st.sampled_from([1, 2])),
         "expert": kind,
         "bias": kind == "depthwise" and draw(st.booleans()),
         "shared_expert": draw(st.booleans()),

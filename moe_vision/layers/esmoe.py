@@ -33,6 +33,7 @@ class ESMoE(nn.Module):
         top_k: Number of experts K an image selects, in [1, E].
         kernel_sizes: Odd kernel sizes, one an expert; 3, 5, 7, ... if None.
         stride: Stride of every expert.
+        dilation: Dilation of every expert's depthwise kernel.
         reduction: Divisor of the router's hidden width.
         expert: ``separable`` (the paper's: depthwise, pointwise, norm, activation) or ``depthwise`` (linear, for
             swapping into other networks; in eval the chosen kernels merge into one convolution).
@@ -86,6 +87,7 @@ class ESMoE(nn.Module):
         top_k: int = 2,
         kernel_sizes: Sequence[int] | None = None,
         stride: int = 1,
+        dilation: int = 1,
         reduction: int = 8,
         expert: ExpertKind = "separable",
         soft: SoftMode = "masked",
@@ -130,6 +132,7 @@ class ESMoE(nn.Module):
             out_channels,
             kernel_sizes=kernel_sizes,
             stride=stride,
+            dilation=dilation,
             kind=expert,
             bias=bias,
             init=init,

@@ -31,6 +31,7 @@ class SeparableExpert(nn.Module):
         out_channels: Channels of the output.
         kernel_size: Side k of the depthwise kernel, odd.
         stride: Stride of the depthwise convolution.
+        dilation: Dilation of the depthwise convolution.
         act_layer: Factory of the activation.
         norm_layer: Factory of the norm, called with the number of channels.
         device: Where the parameters live.
@@ -54,6 +55,7 @@ class SeparableExpert(nn.Module):
         kernel_size: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         act_layer: LayerFactory = nn.SiLU,
         norm_layer: LayerFactory = nn.BatchNorm2d,
         device: torch.device | str | None = None,
@@ -61,7 +63,7 @@ class SeparableExpert(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.conv_dw = _depthwise(in_channels, kernel_size, stride, bias=False, **dd)
+        self.conv_dw = _depthwise(in_channels, kernel_size, stride, dilation, bias=False, **dd)
         self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False, **dd)
         self.norm = norm_layer(out_channels, **dd)
         self.act = act_layer()
@@ -83,6 +85,7 @@ class DepthwiseExpert(nn.Module):
         channels: Channels of input and output.
         kernel_size: Side k of the kernel, odd.
         stride: Stride of the convolution.
+        dilation: Dilation of the convolution.
         bias: Add a bias a channel.
         device: Where the parameters live.
         dtype: Type of the parameters.
@@ -104,12 +107,13 @@ class DepthwiseExpert(nn.Module):
         kernel_size: int,
         *,
         stride: int = 1,
+        dilation: int = 1,
         bias: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.conv_dw = _depthwise(channels, kernel_size, stride, bias, device=device, dtype=dtype)
+        self.conv_dw = _depthwise(channels, kernel_size, stride, dilation, bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolved feature map."""
@@ -124,6 +128,7 @@ class DepthwiseExperts(nn.ModuleList):
         out_channels: Channels of the output, ``in_channels`` if None.
         kernel_sizes: Odd kernel sizes, one an expert.
         stride: Stride of every expert.
+        dilation: Dilation of every depthwise kernel.
         kind: ``separable`` (the paper's) or ``depthwise`` (linear, merges; out_channels = in_channels).
         bias: Add a bias a channel; for ``depthwise`` alone.
         init: How they start: ``independent``, or ``shared``: all as one pointwise layer, their depthwise kernels
@@ -163,6 +168,7 @@ class DepthwiseExperts(nn.ModuleList):
         *,
         kernel_sizes: Sequence[int] = (3, 5, 7, 9),
         stride: int = 1,
+        dilation: int = 1,
         kind: ExpertKind = "separable",
         bias: bool = False,
         init: ExpertInit = "independent",
@@ -173,7 +179,7 @@ class DepthwiseExperts(nn.ModuleList):
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
-        check_positive(in_channels=in_channels, out_channels=out_channels, stride=stride)
+        check_positive(in_channels=in_channels, out_channels=out_channels, stride=stride, dilation=dilation)
         check_kernel_sizes(kernel_sizes)
         check_choice("expert", kind, EXPERT_KINDS)
         check_choice("init", init, EXPERT_INITS)
@@ -187,13 +193,14 @@ class DepthwiseExperts(nn.ModuleList):
         self.kind: ExpertKind = kind
         self.kernel_sizes = tuple(kernel_sizes)
         self.stride = stride
-        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.dilation = dilation
+        shared: dict[str, Any] = {"stride": stride, "dilation": dilation, "device": device, "dtype": dtype}
         for size in self.kernel_sizes:
             if kind == "depthwise":
-                self.append(DepthwiseExpert(in_channels, size, stride=stride, bias=bias, **dd))
+                self.append(DepthwiseExpert(in_channels, size, bias=bias, **shared))
             else:
                 layers: dict[str, Any] = {"act_layer": act_layer, "norm_layer": norm_layer}
-                self.append(SeparableExpert(in_channels, out_channels, size, stride=stride, **layers, **dd))
+                self.append(SeparableExpert(in_channels, out_channels, size, **layers, **shared))
         if init == "shared":
             self._share_weights()
 
@@ -210,13 +217,14 @@ class DepthwiseExperts(nn.ModuleList):
         batch, channels = x.shape[:2]
         experts = cast(list[DepthwiseExpert], list(self))
         weights = weights.to(x.dtype)
-        kernels = torch.einsum("be,echw->bchw", weights, self._kernels()[:, :, 0].to(x.dtype))
-        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), kernels.flatten(0, 1).unsqueeze(1))
-        y = y.view(batch, channels, *y.shape[2:])
-        if experts[0].conv_dw.bias is None:
-            return y
-        biases = torch.stack([cast(Tensor, expert.conv_dw.bias) for expert in experts]).to(x.dtype)
-        return y + (weights @ biases)[:, :, None, None]
+        kernels = self._kernels().to(x.dtype)
+        mixed = (weights @ kernels.flatten(1)).view(batch * channels, *kernels.shape[2:])
+        bias = None
+        if experts[0].conv_dw.bias is not None:
+            biases = torch.stack([cast(Tensor, expert.conv_dw.bias) for expert in experts])
+            bias = (weights @ biases.to(x.dtype)).flatten()
+        y = self._convolve(x.reshape(1, batch * channels, *x.shape[2:]), mixed, bias)
+        return y.view(batch, channels, *y.shape[2:])
 
     def gathered(self, x: Tensor, indices: Tensor) -> Tensor:
         """Return the features of the selected separable experts, (B, K, C, H, W), without a host transfer.
@@ -244,27 +252,28 @@ class DepthwiseExperts(nn.ModuleList):
     def _kernels(self) -> Tensor:
         """Stack the depthwise kernels to (E, C, 1, k, k), padded with zeros to the largest k; the padding is exact."""
         largest = max(self.kernel_sizes)
-        experts = cast(list[SeparableExpert | DepthwiseExpert], list(self))
+        kernels = [expert.conv_dw.weight for expert in cast(list[SeparableExpert | DepthwiseExpert], list(self))]
         margins = [(largest - size) // 2 for size in self.kernel_sizes]
-        padded = [F.pad(expert.conv_dw.weight, [margin] * 4) for expert, margin in zip(experts, margins, strict=True)]
+        padded = [F.pad(k, [m] * 4) if m else k for k, m in zip(kernels, margins, strict=True)]
         return torch.stack(padded)
 
-    def _convolve(self, x: Tensor, kernels: Tensor) -> Tensor:
-        return F.conv2d(x, kernels, stride=self.stride, padding=max(self.kernel_sizes) // 2, groups=kernels.shape[0])
+    def _convolve(self, x: Tensor, kernels: Tensor, bias: Tensor | None = None) -> Tensor:
+        padding = self.dilation * (max(self.kernel_sizes) // 2)
+        return F.conv2d(x, kernels, bias, self.stride, padding, self.dilation, groups=kernels.shape[0])
 
 
 def _depthwise(
     channels: int,
     kernel_size: int,
     stride: int,
+    dilation: int,
     bias: bool,
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> nn.Conv2d:
-    padding = kernel_size // 2
-    return nn.Conv2d(
-        channels, channels, kernel_size, stride, padding, groups=channels, bias=bias, device=device, dtype=dtype
-    )
+    padding = dilation * (kernel_size // 2)
+    dd: dict[str, Any] = {"device": device, "dtype": dtype}
+    return nn.Conv2d(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=bias, **dd)
 
 
 def gathered_pointwise(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]], indices: Tensor) -> Tensor:

@@ -41,3 +41,8 @@ def test_quartiles_enclose_the_median_of_each_call() -> None:
 def test_no_rounds() -> None:
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         compare_latency({"nothing": lambda: None}, rounds=0)
+
+
+def test_time_of_other_processes_can_be_left_out() -> None:
+    times = compare_latency({"idle": lambda: time.sleep(0.02)}, rounds=3, clock=time.process_time)
+    assert times["idle"].median < 10

@@ -43,6 +43,8 @@ REQUIRED = {
     ".xml": ("onnx", "onnxscript", "openvino"),
     ".pt2": (),
 }
+# A program of torch.export was traced with maps of more than one cell, and takes no others.
+SMALLEST = {".pt2": 64}
 
 
 def export(
@@ -67,7 +69,8 @@ def export(
         module: A network, a bare `ESMoE`, or any module from images to a tensor, or a tuple or dict of tensors; it is
             left as it is.
         path: File to write, in a folder that exists. Its ending is the format: ``.onnx`` for ONNX Runtime, ``.xml``
-            for OpenVINO (which puts the weights beside it, in a ``.bin``), ``.pt2`` for a program of `torch.export`.
+            for OpenVINO (which puts the weights beside it, in a ``.bin``), ``.pt2`` for a program of `torch.export`,
+            which takes networks' images from 64 pixels a side.
         example: Images to trace with; if None, such as the module takes.
         image_size: Side of the images in pixels, a multiple of 32 (but for a bare layer), also recorded as the default
             for those who use the file; if None, that of the module, or 640.
@@ -106,7 +109,7 @@ def export(
     if suppress is not None:
         check_suppression(suppress, module)
     example = example_images(module, example, image_size, dynamic)
-    shapes = check_shapes(example, dynamic)
+    shapes = check_shapes(example, dynamic, SMALLEST.get(path.suffix, 1))
     reference = copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(False)
     outputs, calls = _signature(reference, shapes[0])
     routing = [f"{ROUTING}{index}.{name}" for index, name in enumerate(calls)]

@@ -45,12 +45,12 @@ def multiple_of(module: nn.Module, example: Tensor) -> int:
     return 1 if isinstance(module, ESMoE) or any(side % 32 for side in example.shape[2:]) else 32
 
 
-def check_shapes(example: Tensor, dynamic: bool) -> list[Shape]:
+def check_shapes(example: Tensor, dynamic: bool, smallest: int = 1) -> list[Shape]:
     """Return the shapes to check, the smallest first: two sizes with one and with several images, or the fixed one."""
     batch, channels, height, width = example.shape
     if not dynamic:
         return [(batch, channels, height, width)]
-    halved = height % 64 == 0 and width % 32 == 0
+    halved = height % 64 == 0 and width % 32 == 0 and height // 2 >= smallest
     others = (height // 2, width + 32) if halved else (2 * height, 2 * width)
     return [(batch, channels, *sides) for sides in sorted((others, (height, width))) for batch in BATCHES]
 

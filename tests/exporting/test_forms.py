@@ -80,7 +80,7 @@ def test_layer(settings: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_images_that_decide_how_many_experts_they_need(tmp_path: Path) -> None:
     layer = make_layer(num_experts=4)
-    layer.gate = TopPGate(0.8, max_k=4)
+    layer.gate = TopPGate(0.95, max_k=4)
     report = export(layer, tmp_path / "layer.onnx")
     assert_every_expert_checked(report)
     assert report.blocks[0].form == "index"

@@ -269,9 +269,10 @@ def test_val_gives_the_same_with_sparse_and_dense_experts(busy: tuple[Path, Path
     for dispatch in ("auto", "dense"):
         done = run("val", weights, "--data", data, "--dispatch", dispatch)
         assert done.code == 0, done.err
-        count, cost, *table = done.out.splitlines()
+        count, cost, time, *table = done.out.splitlines()
         assert count.startswith("2 images, ")
         assert cost.startswith("parameters ")
+        assert time.endswith(" ms for an image of 64 x 64")
         tables.append(table)
     assert tables[0][0] == "mAP 50:95            1.0000"  # the objects are what this detector finds
     assert tables[0] == tables[1]

@@ -74,12 +74,14 @@ class RoutingMonitor:
         for sums in self._sums.values():
             sums.start_epoch()
 
-    def summary(self) -> dict[str, RoutingSummary]:
+    def summary(self, *, sync: bool = True) -> dict[str, RoutingSummary]:
         """Return what each layer did, by its name; one that has routed no image is left out.
 
-        Under torch.distributed every process calls this, and gets the same.
+        Args:
+            sync: Under torch.distributed, add up the images of all processes, each of which must call this and gets
+                the same; if False, those of this process alone.
         """
-        summaries = {name: sums.summary() for name, sums in self._sums.items()}
+        summaries = {name: sums.summary(sync) for name, sums in self._sums.items()}
         return {name: summary for name, summary in summaries.items() if summary is not None}
 
     def _hook(self, name: str) -> Callable[..., None]:

@@ -73,9 +73,10 @@ class RoutingSums:
             values.zero_()
         self.sums["previous"] += shares
 
-    def summary(self) -> RoutingSummary | None:
-        """Return what all images of all processes say, or None if there were none; every process calls this."""
-        sums = {name: values.double().cpu() for name, values in self._over_processes().items()}
+    def summary(self, sync: bool) -> RoutingSummary | None:
+        """Return what the images of this process, or of all, say, or None if there were none."""
+        found = self._over_processes() if sync else self.sums
+        sums = {name: values.double().cpu() for name, values in found.items()}
         whole = _group(sums["all"][0])
         if whole is None:
             return None

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public names: none goes unnoticed, each is documented with an example."""
+"""The public names: none goes unnoticed, each is documented, with an example, shapes and a place in the reference."""
 
 import inspect
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 SURFACE: dict[str, list[str]] = json.loads(Path(__file__).with_name("api_surface.json").read_text())
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 # What types are called, and what readers look like to others.
 TYPES = {"ClassificationSource", "DetectionSource", "ImageLike", "Sample", "Target"}
 NAMES = [(module, name) for module, names in SURFACE.items() for name in names if name not in TYPES]
@@ -25,6 +27,24 @@ def test_every_name_has_a_docstring_with_an_example(module: str, name: str) -> N
     documentation = inspect.getdoc(getattr(import_module(module), name)) or ""
     assert "\nExample" in documentation
     assert ">>> " in documentation
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_every_name_that_takes_tensors_says_their_shapes(module: str, name: str) -> None:
+    thing = getattr(import_module(module), name)
+    calls = [thing.__init__, getattr(thing, "forward", None)] if inspect.isclass(thing) else [thing]
+    if any("Tensor" in str(inspect.signature(call)) for call in calls if call is not None):
+        assert "\nShape:" in (inspect.getdoc(thing) or "")
+
+
+@pytest.mark.parametrize("module", SURFACE)
+def test_every_name_has_a_place_in_the_reference(module: str) -> None:
+    text = "\n".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    entries = [path.rpartition(".") for path in re.findall(r"^::: ([\w.]+)", text, re.MULTILINE)]
+    shown = [getattr(import_module(of), name) for of, _, name in entries]
+    for name in SURFACE[module]:
+        thing = getattr(import_module(module), name)
+        assert any(thing is one for one in shown) or (name in TYPES and f"`{name}`" in text), f"add {name} to a page"
 
 
 @pytest.mark.parametrize("module", SURFACE)

@@ -113,8 +113,11 @@ def find_sites(
         model: Any module, be it timm's, ``features_only``, or part of a larger one.
         where: Which modules to take, by name and module, in a model of any kind; `is_depthwise` is one.
         after_stages: Take the places behind the last block of each stage of a ResNet instead.
-        example: Images (B, C, H, W) to learn the shapes of blocks from; those that timm has in mind for the model if
+        example: Images to learn the shapes of blocks from; those that timm has in mind for the model if
             None.
+
+    Shape:
+        - example: (B, C, H, W)
 
     Raises:
         ValueError: If both ``where`` and ``after_stages`` are given, or a module maps no feature map to a feature map

@@ -53,8 +53,11 @@ def swap(
         every: Swap every n-th of the sites, the last of each n.
         stages: Swap the sites of these stages alone, see `Site.stage`.
         reduction: Divisor of the routers' hidden width.
-        example: Images (B, C, H, W) that the report's figures are measured on; two random ones of the size that timm
+        example: Images that the report's figures are measured on; two random ones of the size that timm
             has in mind if None.
+
+    Shape:
+        - example: (B, C, H, W)
 
     Raises:
         ValueError: If no site is left, or an argument is out of its range or does not go with the sites.

@@ -54,6 +54,10 @@ def check_targets(targets: Sequence[Mapping[str, Tensor]], *, batch: int, num_cl
         batch: Number of images.
         num_classes: Number of classes.
 
+    Shape:
+        - boxes: (M, 4), float32, xyxy in pixels; M may be 0
+        - labels: (M,), int64 in [0, num_classes)
+
     Examples:
         >>> import torch
         >>> from moe_vision.tasks import check_targets

@@ -151,8 +151,11 @@ def save_picture(picture: Tensor, path: str | Path) -> None:
     """Write a picture as PNG or JPEG, by the ending of ``path``.
 
     Args:
-        picture: RGB image, (3, H, W), uint8.
+        picture: RGB image, uint8.
         path: The file.
+
+    Shape:
+        - picture: (3, H, W)
 
     Examples:
         >>> import tempfile

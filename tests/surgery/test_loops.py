@@ -103,7 +103,7 @@ def test_example_of_a_package_that_may_be_installed(
 ) -> None:
     pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    example = re.search(rf"<!-- {package} -->\n```python notest\n(.*?)```", HOW_TO.read_text(), re.DOTALL)[1]
+    example = re.search(rf"<!-- {package} -->\n```{{.python notest}}\n(.*?)```", HOW_TO.read_text(), re.DOTALL)[1]
     assert len([line for line in example.splitlines() if line]) <= 25
     exec(compile(example, package, "exec"), {"__name__": "__main__"})
 

@@ -18,7 +18,6 @@ from torch import nn
 from moe_vision import ESMoE, create_model, export, predict, swap
 from moe_vision.cli import main
 from moe_vision.exporting import Suppression
-from moe_vision.exporting.blocks import SparseForm
 from moe_vision.models import ExportedNetwork, YOLOMaster, save_checkpoint
 from moe_vision.runtime import Runner
 from moe_vision.tasks.postprocess import suppress
@@ -176,10 +175,10 @@ def test_networks(scale: str, task: str, variant: str, settings: dict[str, Any],
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("ending", "sparse"), [("xml", "index"), ("xml", "dense"), ("pt2", "index")])
-def test_other_formats(ending: str, sparse: SparseForm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["xml", "pt2"])
+def test_other_formats(ending: str, tmp_path: Path) -> None:
     model = alive(create_model("yolo_master_n", num_classes=7, image_size=64))
-    assert_every_expert_checked(export(model, tmp_path / f"net.{ending}", sparse=sparse))
+    assert_every_expert_checked(export(model, tmp_path / f"net.{ending}"))
 
 
 @pytest.mark.slow

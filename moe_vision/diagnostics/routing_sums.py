@@ -28,7 +28,7 @@ class RoutingSums:
         >>> from moe_vision.diagnostics.routing_sums import RoutingSums
         >>> sums = RoutingSums(2, {}, torch.device("cpu"))
         >>> sums.add(TopKGate(top_k=1)(torch.tensor([[1.0, 0.0], [3.0, 0.0]])), {})
-        >>> sums.summary().shares
+        >>> sums.summary(sync=False).shares
         [1.0, 0.0]
     """
 

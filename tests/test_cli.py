@@ -420,6 +420,7 @@ def shades(tmp_path: Path) -> Path:
     return tmp_path / "shades"
 
 
+@pytest.mark.slow
 def test_classification_from_data_to_prediction(shades: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small = ("--epochs", 1, "--image-size", 64, "--num-workers", 0)

@@ -24,7 +24,7 @@ from moe_vision.tasks.postprocess import suppress
 from tests.exporting.files import alive, assert_every_expert_checked, run
 from tests.models.reference_detector import busy_detector, busy_segmenter
 
-pytestmark = pytest.mark.export
+pytestmark = [pytest.mark.export, pytest.mark.slow]
 
 
 class Exported(NamedTuple):
@@ -133,7 +133,6 @@ def test_a_file_finds_what_the_weights_find(detector: Exported, tmp_path: Path) 
         assert np.abs(pictures[0] - pictures[1]).mean() < 1
 
 
-@pytest.mark.slow
 def test_segmenter_with_suppression(tmp_path: Path) -> None:
     model, path = busy_segmenter(), tmp_path / "net.onnx"
     export(model, path, suppress=Suppression(score=0.5))
@@ -153,7 +152,6 @@ def test_segmenter_with_suppression(tmp_path: Path) -> None:
     torch.testing.assert_close(actual["prototypes"], output.prototypes, rtol=0, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     # With the detector above: each scale with each task, all variants, forms and precisions.
@@ -173,7 +171,6 @@ def test_networks(scale: str, task: str, variant: str, settings: dict[str, Any],
     assert (json.loads(about["task"]), json.loads(about["variant"])) == (task, variant)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("ending", ["xml", "pt2"])
 def test_other_formats(ending: str, tmp_path: Path) -> None:
@@ -181,14 +178,12 @@ def test_other_formats(ending: str, tmp_path: Path) -> None:
     assert_every_expert_checked(export(model, tmp_path / f"net.{ending}"))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_another_backbone(tmp_path: Path) -> None:
     model = alive(create_model("yolo_master_n", backbone="efficientnet_b0", num_classes=3, image_size=64))
     assert_every_expert_checked(export(model, tmp_path / "net.onnx"))
 
 
-@pytest.mark.slow
 def test_swapped_convnext(tmp_path: Path) -> None:
     model = timm.create_model("convnext_atto", num_classes=5).eval()
     swap(model, kernel_sizes=(3, 5, 7, 9), perturb=1.0, every=3, example=torch.rand(1, 3, 64, 64))

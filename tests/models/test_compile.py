@@ -16,7 +16,7 @@ from tests.models.reference_detector import reference_network
 FIXTURES = {"detect": "det-n", "segment": "seg-n", "classify": "cls-n"}
 SIZES = ((2, 64, 96), (3, 128, 64), (5, 96, 160))
 
-pytestmark = pytest.mark.compile
+pytestmark = [pytest.mark.compile, pytest.mark.slow]
 
 
 def make_network(task: str, dispatch: str = "auto") -> YOLOMaster:
@@ -46,21 +46,19 @@ def assert_one_graph(model: nn.Module, reference: nn.Module, **options: Any) -> 
     ("task", "dispatch"),
     [
         ("classify", "auto"),
-        pytest.param("segment", "static", marks=pytest.mark.slow),  # which holds all that a detector is made of
+        ("segment", "static"),  # which holds all that a detector is made of
     ],
 )
 def test_one_graph(task: str, dispatch: str) -> None:
     assert_one_graph(make_network(task, dispatch), make_network(task), backend="eager")
 
 
-@pytest.mark.slow
 def test_one_graph_in_training() -> None:
     model, reference = (make_network("classify").train() for _ in range(2))
     model.set_grad_checkpointing()
     assert_one_graph(model, reference, backend="eager")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_inductor() -> None:
     # One stage, since C++ takes minutes to compile, with attention and experts. Not "static": its convolution has as

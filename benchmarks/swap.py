@@ -24,15 +24,16 @@ from typing import Any
 
 import timm
 import torch
-from accuracy import RoutingRecord, lite0_weights, mutual_information
+from accuracy import lite0_weights, routing_figures
 from measure import merge_row, quartiles
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, auxiliary_loss, swap
+from moe_vision import auxiliary_loss, swap
 from moe_vision.data import ClassificationPipeline, build_loader, open_dataset
-from moe_vision.diagnostics import compare_latency, measure_flops
+from moe_vision.diagnostics import RoutingMonitor, RoutingSummary, compare_latency, measure_flops
+from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.models.timm_backbone import Normalize
 
 Row = dict[str, Any]
@@ -118,7 +119,7 @@ def compare_logits(data: Path) -> None:
         with torch.inference_mode(mode=False):
             report = swap(model, example=photographs[:1], **settings)
         logits = model(photographs)
-        routes = torch.cat([layer.routing.indices for layer in model.modules() if isinstance(layer, ESMoE)], dim=1)
+        routes = torch.cat([layer.routing.indices for layer in esmoe_layers(model).values()], dim=1)
         row = {
             "init": name,
             "model": HOST,
@@ -198,7 +199,7 @@ def train(model: nn.Module, pipeline: ClassificationPipeline, seed: int, options
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / total))
     )
-    has_experts = any(isinstance(module, ESMoE) for module in model.modules())
+    has_experts = bool(esmoe_layers(model))
     model.train()
     for epoch in range(options.epochs):
         pipeline.set_epoch(epoch)
@@ -221,29 +222,31 @@ def train(model: nn.Module, pipeline: ClassificationPipeline, seed: int, options
 def examine(model: nn.Module, pipeline: ClassificationPipeline, device: str) -> Row:
     """Return accuracy, and for each layer what a class says about the experts of its images, in nat."""
     model.eval()
-    right, labels = [], []
-    with RoutingRecord(model) as record:
+    right = []
+    with RoutingMonitor(model, pipeline.source.classes) as monitor:
         for images, targets in build_loader(pipeline, 32):
-            labels.append(torch.tensor([target["label"] for target in targets]))
-            best = model(images.to(device)).topk(5).indices.cpu()
-            right.append(best == labels[-1][:, None])
-    hits, classes = torch.cat(right), torch.cat(labels)
+            monitor.announce(targets)
+            labels = torch.tensor([target["label"] for target in targets])
+            right.append(model(images.to(device)).topk(5).indices.cpu() == labels[:, None])
+    hits, layers = torch.cat(right), monitor.summary()
     return {
         "top1": round(hits[:, 0].float().mean().item(), 4),
         "top5": round(hits.any(dim=1).float().mean().item(), 4),
-        "routing": record.summary(),
-        "by_class": {name: _class_routing(routings, classes) for name, routings in record.routings.items()},
+        "routing": {name: routing_figures(layer) for name, layer in layers.items()},
+        "by_class": {name: _class_routing(layer) for name, layer in layers.items()},
     }
 
 
-def _class_routing(routings: list[Any], classes: Tensor) -> Row:
-    indices = torch.cat([routing.indices for routing in routings]).cpu()
-    selected = torch.zeros(len(indices), routings[0].probs.shape[1]).scatter(1, indices, 1 / indices.shape[1])
-    means = torch.stack([selected[classes == label].mean(dim=0) for label in range(int(classes.max()) + 1)])
+def _class_routing(layer: RoutingSummary) -> Row:
+    within = sum(group.images * _entropy(group.shares) for group in layer.by_class.values()) / layer.images
     return {
-        "information": round(mutual_information(means[classes]), 3),
-        "shares": [[round(share, 2) for share in row] for row in means.tolist()],
+        "information": round(_entropy(layer.shares) - within, 3),
+        "shares": {name: [round(share, 2) for share in group.shares] for name, group in layer.by_class.items()},
     }
+
+
+def _entropy(shares: list[float]) -> float:
+    return torch.special.entr(torch.tensor(shares)).sum().item()
 
 
 if __name__ == "__main__":

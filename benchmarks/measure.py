@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from moe_vision import ESMoE
 from moe_vision.diagnostics import Latency, compare_latency
+from moe_vision.layers.esmoe import esmoe_layers
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,7 +53,7 @@ class EveryPair:
 
 def select_every_pair(model: nn.Module) -> None:
     """Let images select every set of experts in turn, at each ES-MoE block of a model; each block starts elsewhere."""
-    layers = [layer for layer in model.modules() if isinstance(layer, ESMoE)]
+    layers = list(esmoe_layers(model).values())
     for index, layer in enumerate(layers):
         layer.router.register_forward_hook(EveryPair(layer.gate.top_k, start=index))
 

@@ -11,18 +11,17 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import peers
 import torch
 from measure import merge_row, quartiles
-from torch import nn
+from onnx_forms import detector, session
 
-from moe_vision import ESMoE, create_model, export
+from moe_vision import create_model, export
 from moe_vision.diagnostics import Latency, compare_latency
 
 KEY = ("scale", "batch", "threads")
@@ -30,18 +29,9 @@ IMAGE_SIZE = 640
 IMAGES = 6
 
 
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def sessions(scale: str, batch: int, threads: int, names: list[str]) -> dict[str, onnxruntime.InferenceSession]:
     """Export everything that is compared, and open it, by its name in the results."""
-    model = create_model(f"yolo_master_{scale}", num_classes=80, expert_init="independent").eval()
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            nn.init.normal_(module.router.fc2.weight)
+    model = detector(scale)
     twin = create_model(f"yolo_master_{scale}", num_classes=80, placement="none").eval()
     example = torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE)
     opened = {}
@@ -64,13 +54,8 @@ def times(opened: dict[str, onnxruntime.InferenceSession], batch: int, rounds: i
     feeds = [(torch.rand(batch, 3, IMAGE_SIZE, IMAGE_SIZE) / 2 + colour / 2).numpy() for colour in colours]
 
     def call(file: onnxruntime.InferenceSession) -> Callable[[], object]:
-        turn = iter(range(1_000_000))
-        name = file.get_inputs()[0].name
-
-        def run() -> list[np.ndarray]:
-            return file.run(None, {name: feeds[next(turn) % IMAGES]})  # type: ignore[no-any-return]
-
-        return run
+        name, turn = file.get_inputs()[0].name, cycle(feeds)
+        return lambda: file.run(None, {name: next(turn)})
 
     return compare_latency({name: call(file) for name, file in opened.items()}, rounds=rounds)
 

@@ -12,14 +12,15 @@ import statistics
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnxruntime
 import torch
 from measure import interleaved_medians, write_result
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, create_model, export
+from moe_vision import DynamicRouter, ESMoE, create_model, export
+from moe_vision.layers.esmoe import esmoe_layers
 
 SIZES = ((64, 160), (128, 80), (128, 40), (256, 20))
 BATCHES = (1, 5)
@@ -27,15 +28,27 @@ IMAGE_SIZE = 640
 FORMS = ("dense", "index")
 
 
-def sessions(module: nn.Module, threads: int, **settings: Any) -> dict[str, onnxruntime.InferenceSession]:
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def detector(scale: str) -> nn.Module:
+    """Build a detector whose routers, with random weights, choose by the colour of an image."""
+    model = create_model(f"yolo_master_{scale}", num_classes=80, expert_init="independent").eval()
+    for layer in esmoe_layers(model).values():
+        nn.init.normal_(cast(DynamicRouter, layer.router).fc2.weight)
+    return model
+
+
+def sessions(module: nn.Module, threads: int, **settings: Any) -> dict[str, onnxruntime.InferenceSession]:
     opened = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in FORMS:
             path = Path(folder, f"{form}.onnx")
             export(module, path, sparse=form, **settings)
-            opened[form] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            opened[form] = session(path, threads)
     return opened
 
 
@@ -72,11 +85,7 @@ def block_rows(channels: int, size: int, rounds: int, threads: int) -> list[dict
 
 
 def detector_rows(rounds: int, threads: int, images: int = 6) -> list[dict[str, Any]]:
-    model = create_model("yolo_master_n", num_classes=80, expert_init="independent").eval()
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            nn.init.normal_(module.router.fc2.weight)
-    opened = sessions(model, threads, image_size=64)
+    opened = sessions(detector("n"), threads, image_size=64)
     rows = []
     for batch in BATCHES:
         noise = torch.rand(images, batch, 3, IMAGE_SIZE, IMAGE_SIZE) / 2 + torch.rand(images, batch, 3, 1, 1) / 2

@@ -23,9 +23,10 @@ from accelerate.utils import set_seed
 from measure import RESULTS, merge_row
 from torch import Tensor
 
-from moe_vision import ESMoE, create_model, fuse
+from moe_vision import create_model, fuse
 from moe_vision.data import DetectionPipeline, ShapeScenes, build_loader
 from moe_vision.diagnostics import RoutingMonitor, compare_latency, count_expert_flops
+from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.models import YOLOMaster, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings, evaluate
 
@@ -73,7 +74,7 @@ def run_cell(cell: str, seed: int, options: argparse.Namespace) -> dict[str, Any
 @torch.no_grad()
 def examine(model: YOLOMaster, scenes: ShapeScenes) -> dict[str, Any]:
     """Return experts and operations an image, and how they go with the number of objects."""
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
+    blocks = esmoe_layers(model)
     rest, costs = count_expert_flops(model, (3, IMAGE_SIZE, IMAGE_SIZE))
     used: dict[str, list[Tensor]] = {name: [] for name in blocks}
     flops: list[Tensor] = []

@@ -7,7 +7,7 @@ reads their JSON in benchmarks/results and writes a .md beside each.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from measure import RESULTS
@@ -18,11 +18,16 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    for name, tables in TABLES.items():
+    write_tables(TABLES)
+
+
+def write_tables(tables: Mapping[str, Callable[[Sequence[Row]], str]]) -> None:
+    """Write the table of each result that there is, by its name, beside it, with what it was measured on."""
+    for name, table in tables.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             record = json.loads(path.read_text())
-            text = f"{tables(record['rows'])}\n{circumstances(record)}\n"
+            text = f"{table(record['rows'])}\n{circumstances(record)}\n"
             path.with_suffix(".md").write_text(text)
             print(f"{name}\n\n{text}")
 

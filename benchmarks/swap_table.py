@@ -6,27 +6,19 @@
 reads benchmarks/results/swap-MODE.json and writes swap-MODE.md beside each.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import product
 from statistics import mean, stdev
 from typing import Any
 
-from measure import RESULTS
-from speed_table import circumstances, markdown
+from speed_table import markdown, write_tables
 from swap import CELLS, INITS
 
 Row = dict[str, Any]
 
 
 def main() -> None:
-    for name, table in TABLES.items():
-        path = RESULTS / f"swap-{name}.json"
-        if path.exists():
-            record = json.loads(path.read_text())
-            text = f"{table(record['rows'])}\n{circumstances(record)}\n"
-            path.with_suffix(".md").write_text(text)
-            print(f"{name}\n\n{text}")
+    write_tables({f"swap-{name}": table for name, table in TABLES.items()})
 
 
 def weights(rows: Sequence[Row]) -> str:

@@ -18,10 +18,10 @@ import torch
 from measure import interleaved_medians, write_result
 from torch import Tensor, nn
 
-from moe_vision import ESMoE, create_model
+from moe_vision import create_model
 from moe_vision.data import DetectionPipeline, ShapeScenes
 from moe_vision.data.loader import collate
-from moe_vision.layers.esmoe import set_dispatch
+from moe_vision.layers.esmoe import esmoe_layers, set_dispatch
 from moe_vision.models import YOLOMaster
 from moe_vision.tasks import detect_loss
 from moe_vision.train import TrainSettings
@@ -44,9 +44,8 @@ def make_network(name: str, settings: TrainSettings) -> YOLOMaster:
     model = create_model("yolo_master_n", num_classes=4, **NETWORKS[name]).train()
     set_dispatch(model, settings.dispatch)
     model.set_grad_checkpointing(settings.grad_checkpointing)
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            module.router.register_forward_hook(select_at_random)
+    for layer in esmoe_layers(model).values():
+        layer.router.register_forward_hook(select_at_random)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -87,12 +87,12 @@ def _calibration(options: argparse.Namespace, model: "YOLOMaster") -> "Iterator[
     """Return images to measure ranges on: of a folder, or of a data set."""
     from moe_vision.data import open_dataset
     from moe_vision.exporting import calibration_images
+    from moe_vision.exporting.calibration import evenly_spread
 
     task, images = model.config.task, list[Any](images_in(options.data))
     if not images:
         data = open_dataset(options.data, "train", task=task, classes=model.class_names)
-        count = min(CALIBRATION_IMAGES, len(data))
-        images = [data[place * len(data) // count][0] for place in range(count)]
+        images = list(evenly_spread(data, CALIBRATION_IMAGES))
     return calibration_images(images[:CALIBRATION_IMAGES], task, options.image_size or model.image_size)
 
 

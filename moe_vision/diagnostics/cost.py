@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_vision.layers.esmoe import ESMoE, set_dispatch
+from moe_vision.layers.esmoe import ESMoE, esmoe_layers, set_dispatch
 
 
 class Cost(NamedTuple):
@@ -110,7 +110,6 @@ def _cost(model: nn.Module, of_module: Callable[[str], int]) -> Cost:
 
 def _experts(model: nn.Module) -> Iterator[tuple[str, ESMoE, list[str]]]:
     """Yield name, layer and the names of the experts of every block."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, ESMoE):
-            prefix = f"{name}.experts" if name else "experts"
-            yield name, layer, [f"{prefix}.{index}" for index in range(len(layer.experts))]
+    for name, layer in esmoe_layers(model).items():
+        prefix = f"{name}.experts" if name else "experts"
+        yield name, layer, [f"{prefix}.{index}" for index in range(len(layer.experts))]

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from moe_vision.diagnostics.routing_sums import RoutingSums
 from moe_vision.diagnostics.summary import RoutingSummary
-from moe_vision.layers.esmoe import ESMoE
+from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.layers.gating import TopKGate, hard_top_k
 from moe_vision.layers.routing import Routing
 
@@ -43,7 +43,7 @@ class RoutingMonitor:
     """
 
     def __init__(self, model: nn.Module, classes: Sequence[str] = ()) -> None:
-        self._layers = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
+        self._layers = esmoe_layers(model)
         self._groups = {"by_class": tuple(classes), "by_objects": OBJECT_GROUPS}
         self._sums = {
             name: RoutingSums(len(layer.experts), self._groups, next(layer.parameters()).device)

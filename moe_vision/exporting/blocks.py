@@ -8,13 +8,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from moe_vision.layers import ESMoE, TopPGate
+from moe_vision.layers.esmoe import esmoe_layers
 
 SparseForm = Literal["index", "dense"]
-
-
-def blocks_of(module: nn.Module) -> dict[str, ESMoE]:
-    """Return every block with experts by its name."""
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, ESMoE)}
 
 
 def form_of(block: ESMoE, sparse: SparseForm) -> SparseForm:
@@ -25,7 +21,7 @@ def form_of(block: ESMoE, sparse: SparseForm) -> SparseForm:
 
 def set_forms(module: nn.Module, sparse: SparseForm) -> None:
     """Choose the executor of every block for the export."""
-    for block in blocks_of(module).values():
+    for block in esmoe_layers(module).values():
         block.dispatch = "per_image" if form_of(block, sparse) == "index" else "dense"
 
 
@@ -35,7 +31,7 @@ def recorded_logits(module: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
     record: list[tuple[str, Tensor]] = []
     hooks = [
         block.router.register_forward_hook(lambda _m, _i, logits, name=name: record.append((name, logits)))
-        for name, block in blocks_of(module).items()
+        for name, block in esmoe_layers(module).items()
     ]
     try:
         yield record
@@ -52,7 +48,7 @@ def forced_logits(module: nn.Module, logits: Sequence[Tensor]) -> Iterator[None]
     def replace(_module: nn.Module, _inputs: Any, own: Tensor) -> Tensor:
         return next(remaining).to(own)
 
-    hooks = [block.router.register_forward_hook(replace) for block in blocks_of(module).values()]
+    hooks = [block.router.register_forward_hook(replace) for block in esmoe_layers(module).values()]
     try:
         yield
     finally:

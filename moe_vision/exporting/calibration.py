@@ -2,11 +2,28 @@
 """Images as a network takes them, for the ranges of its features."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor
 
 from moe_vision.data import ImageLike, eval_transform, to_image
 from moe_vision.data.transforms import classify_transform
+
+
+def evenly_spread(source: Any, count: int) -> Iterator[Any]:
+    """Yield the images of a data set that are to be measured on, or all if there are fewer: neighbours may be alike.
+
+    Args:
+        source: Samples whose first item is the image.
+        count: Number of images.
+
+    Examples:
+        >>> from moe_vision.exporting.calibration import evenly_spread
+        >>> list(evenly_spread([(index,) for index in range(10)], 4))
+        [0, 2, 5, 7]
+    """
+    count = min(count, len(source))
+    return (source[place * len(source) // count][0] for place in range(count))
 
 
 def calibration_images(images: Iterable[ImageLike], task: str, image_size: int) -> Iterator[Tensor]:

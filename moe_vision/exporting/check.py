@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_vision.exporting.blocks import SparseForm, blocks_of, forced_logits, form_of, recorded_logits
+from moe_vision.exporting.blocks import SparseForm, forced_logits, form_of, recorded_logits
 from moe_vision.exporting.graph import named_outputs
 from moe_vision.exporting.inputs import Shape, random_images
 from moe_vision.exporting.report import BlockReport, Comparison
 from moe_vision.exporting.runs import Runs
 from moe_vision.layers import TopKGate
+from moe_vision.layers.esmoe import esmoe_layers
 
 
 class Turn(NamedTuple):
@@ -52,7 +53,7 @@ class GraphCheck:
         self.names = list(names)
         self.module = module
         self.calls = list(calls)
-        self.blocks = blocks_of(module)
+        self.blocks = esmoe_layers(module)
         self.sparse = sparse
         self.tolerance = tolerance
         self.selected = {name: [0] * len(block.experts) for name, block in self.blocks.items() if name in self.calls}

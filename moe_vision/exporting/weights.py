@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from moe_vision.exporting.blocks import blocks_of
+from moe_vision.layers.esmoe import esmoe_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -47,7 +47,7 @@ def expert_weights(module: nn.Module) -> dict[str, bytes]:
     """Return the values of the experts' kernels and matrices by their names."""
     return {
         f"{name}.experts.{parameter}": bytes(weight.detach().contiguous().numpy().tobytes())
-        for name, block in blocks_of(module).items()
+        for name, block in esmoe_layers(module).items()
         for parameter, weight in block.experts.named_parameters()
         if weight.ndim > 1
     }

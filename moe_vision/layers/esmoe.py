@@ -175,11 +175,15 @@ class ESMoE(nn.Module):
         return {**self.__dict__, "routing": None}
 
 
+def esmoe_layers(model: nn.Module) -> dict[str, ESMoE]:
+    """Return every `ESMoE` of a model by its name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
+
+
 def set_dispatch(model: nn.Module, dispatch: DispatchMode) -> None:
     """Choose the executor of every `ESMoE` of a model."""
-    for module in model.modules():
-        if isinstance(module, ESMoE):
-            module.dispatch = dispatch
+    for layer in esmoe_layers(model).values():
+        layer.dispatch = dispatch
 
 
 def _shared_expert(

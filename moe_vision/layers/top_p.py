@@ -61,9 +61,10 @@ class TopPGate(nn.Module):
         """Return the `Routing` of a batch of logits (B, E)."""
         logits = finite(check_logits(logits, self.top_k, "max_k"))
         indices = select(logits, self.top_k)
-        needed = self._needed(logits.softmax(dim=-1).gather(1, indices))
+        probs = logits.softmax(dim=-1)
+        needed = self._needed(probs.gather(1, indices))
         weights = torch.zeros_like(logits).scatter(1, indices, needed / needed.sum(dim=1, keepdim=True))
-        return Routing(logits, logits.softmax(dim=-1), weights, indices)
+        return Routing(logits, probs, weights, indices)
 
     def soft_count(self, routing: Routing) -> Tensor:
         """Return how many experts each image needs, the last counted by the part of it that is needed, (B,).

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import BalanceKind
 from moe_vision.layers.checks import check_choice
-from moe_vision.layers.esmoe import ESMoE
+from moe_vision.layers.esmoe import ESMoE, esmoe_layers
 from moe_vision.layers.routing import Routing
 from moe_vision.layers.top_p import TopPGate
 from moe_vision.losses.budget import expert_budget_loss
@@ -164,7 +164,7 @@ def routing_records(model: nn.Module) -> dict[str, Routing]:
         >>> list(routing_records(model))
         ['0', '1']
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
+    layers = esmoe_layers(model)
     if not layers:
         raise ValueError(f"model must hold at least one ESMoE, got a {type(model).__name__} without any")
     return {name: _record(name, layer) for name, layer in layers.items()}

@@ -5,6 +5,7 @@ from torch import nn
 
 from moe_vision.layers import ESMoE, PointwiseMoE, TopPGate, keep_experts
 from moe_vision.layers.convolution import YOLOBatchNorm2d
+from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.models.config import YOLOMasterConfig
 
 
@@ -110,7 +111,7 @@ def remove_experts(network: nn.Module, config: YOLOMasterConfig) -> None:
         >>> model.backbone.stage2.moe.experts.kernel_sizes
         (3, 7)
     """
-    blocks = {name: module for name, module in network.named_modules() if isinstance(module, ESMoE)}
+    blocks = esmoe_layers(network)
     for name, indices in config.kept_experts.items():
         if name not in blocks:
             raise ValueError(f"kept_experts must name blocks with experts, {', '.join(blocks)}, got {name!r}")

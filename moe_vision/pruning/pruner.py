@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe_vision.diagnostics import compare_latency, count_flops, count_parameters
 from moe_vision.layers import ESMoE, TopKGate, keep_experts
 from moe_vision.layers.checks import check_positive
+from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.models import YOLOMaster
 from moe_vision.pruning.contribution import contributions, images_of
 from moe_vision.pruning.recalibration import recalibrate
@@ -64,7 +65,7 @@ def prune(
     first = accuracy = None if evaluate is None else evaluate(original)
     removed: list[Removal] = []
     while True:
-        prunable = [name for name, layer in _layers(pruned).items() if len(layer.experts) > _least(layer, keep)]
+        prunable = [name for name, layer in esmoe_layers(pruned).items() if len(layer.experts) > _least(layer, keep)]
         if not prunable:
             reason = _nothing_left(removed, keep)
             break
@@ -86,7 +87,7 @@ def prune(
 
 
 def _check(model: nn.Module, loader: Iterable[Any], keep: int | None, max_drop: float | None, evaluate: object) -> None:
-    if not _layers(model):
+    if not esmoe_layers(model):
         raise ValueError(f"model must hold at least one ESMoE, got a {type(model).__name__} without any")
     if keep is None and max_drop is None:
         raise ValueError("keep or max_drop must be given, or there is nothing to stop at, got neither")
@@ -98,10 +99,6 @@ def _check(model: nn.Module, loader: Iterable[Any], keep: int | None, max_drop: 
         raise ValueError("evaluate must be given with max_drop, to measure what pruning costs, got None")
     if iter(loader) is loader:
         raise ValueError("loader must be a DataLoader or a list of batches, to be gone through several times")
-
-
-def _layers(model: nn.Module) -> dict[str, ESMoE]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
 
 
 def _least(layer: ESMoE, keep: int | None) -> int:
@@ -119,7 +116,7 @@ def _nothing_left(removed: list[Removal], keep: int | None) -> str:
 def _kept(model: nn.Module) -> dict[str, list[int]]:
     """Return the experts that each layer has, by the numbers that they had before anything was removed."""
     earlier = model.config.kept_experts if isinstance(model, YOLOMaster) else {}
-    return {name: list(earlier.get(name, range(len(layer.experts)))) for name, layer in _layers(model).items()}
+    return {name: list(earlier.get(name, range(len(layer.experts)))) for name, layer in esmoe_layers(model).items()}
 
 
 def _least_harmful(model: nn.Module, loader: Iterable[Any], layers: list[str]) -> tuple[str, int, float]:
@@ -131,7 +128,7 @@ def _least_harmful(model: nn.Module, loader: Iterable[Any], layers: list[str]) -
 
 def _without(model: M, layer: str, place: int, loader: Iterable[Any]) -> M:
     smaller = copy.deepcopy(model)
-    block = _layers(smaller)[layer]
+    block = esmoe_layers(smaller)[layer]
     keep_experts(block, [index for index in range(len(block.experts)) if index != place])
     recalibrate(smaller, loader)
     return smaller

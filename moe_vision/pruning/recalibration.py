@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from moe_vision.layers import ESMoE
+from moe_vision.layers.esmoe import esmoe_layers, set_dispatch
 from moe_vision.pruning.contribution import images_of
 
 
@@ -33,9 +33,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> None:
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    dispatches = {layer: layer.dispatch for layer in model.modules() if isinstance(layer, ESMoE)}
-    for layer in dispatches:
-        layer.dispatch = "dense"
+    dispatches = {layer: layer.dispatch for layer in esmoe_layers(model).values()}
+    set_dispatch(model, "dense")
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches

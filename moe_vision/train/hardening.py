@@ -5,7 +5,8 @@ import math
 
 from torch import nn
 
-from moe_vision.layers import ESMoE, TopKGate
+from moe_vision.layers import TopKGate
+from moe_vision.layers.esmoe import esmoe_layers
 
 START, END = 0.5, 0.05  # temperatures
 HARD_FROM = 0.8  # of the epochs: the norms need some to gather the statistics of the function that is deployed
@@ -36,7 +37,7 @@ class Hardening:
     """
 
     def __init__(self, model: nn.Module, soft: str, epochs: int) -> None:
-        gates = [module.gate for module in model.modules() if isinstance(module, ESMoE)]
+        gates = [layer.gate for layer in esmoe_layers(model).values()]
         self.gates = [gate for gate in gates if isinstance(gate, TopKGate)]
         self.soft = soft
         self.soft_epochs = math.ceil(epochs * HARD_FROM)

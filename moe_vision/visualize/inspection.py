@@ -10,6 +10,7 @@ import torch
 from moe_vision.data import ClassificationPipeline, DetectionPipeline, build_loader
 from moe_vision.diagnostics import Alarm, RoutingMonitor, RoutingSummary, count_expert_flops, find_alarms
 from moe_vision.layers import DepthwiseExperts, ESMoE
+from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.layers.routing import Routing
 from moe_vision.models import YOLOMaster
 from moe_vision.models.yolo_master import check_image_size
@@ -84,7 +85,7 @@ def inspect_routing(
         >>> found.layers["backbone.stage5.moe"].experts_per_image
         2.0
     """
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ESMoE)}
+    blocks = esmoe_layers(model)
     if not blocks:
         raise ValueError("model must have experts, got a network without any (placement 'none')")
     size = image_size or model.image_size

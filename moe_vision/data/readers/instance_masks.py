@@ -144,9 +144,8 @@ def _found(indices: NDArray[np.generic], name: str) -> list[LabelledObject]:
     starts = range(0, indices.size, PIXELS_AT_ONCE)
     parts = [_bounds(indices, start) for start in starts]
     values, boxes = _joined(*(np.concatenate(both) for both in zip(*parts, strict=True)))
-    return [
-        LabelledObject(name, tuple(map(float, box)), value) for box, value in zip(boxes, values.tolist(), strict=True)
-    ]
+    corners = (tuple(box) for box in boxes.astype(float).tolist())
+    return [LabelledObject(name, box, value) for box, value in zip(corners, values.tolist(), strict=True)]
 
 
 def _bounds(indices: NDArray[np.generic], start: int) -> Bounds:

@@ -158,7 +158,7 @@ def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # it warns about what it leaves out of a graph
+    options.log_severity_level = 4  # it warns about what it leaves out of a graph; errors are raised
     try:
         session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # it has many kinds

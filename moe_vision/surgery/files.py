@@ -93,18 +93,25 @@ def load_swapped(folder: str | Path, model: nn.Module | None = None) -> nn.Modul
         raise ValueError(f"{folder} must hold a swapped model: {error}") from error
     if recipe.num_experts > len(weights):
         raise ValueError(f"{folder} must hold a swapped model: {recipe.num_experts} experts in {len(weights)} tensors")
-    if model is None:
-        if not record["arguments"]:
-            raise ValueError(f"model must be given, since {folder} holds one that timm does not build, got None")
-        _check_arguments(record["arguments"])
-    # A few bytes can describe a model of any size: whether it is that of the weights is seen before it takes memory.
-    with without_memory():
-        trial = _build(record["arguments"], recipe) if model is None else _applied(recipe, deepcopy(model).to("meta"))
-        _check(trial, weights, f"weights in {folder} must be those of the model")
-    model = _build(record["arguments"], recipe) if model is None else _applied(recipe, model)
+    if model is None and not record["arguments"]:
+        raise ValueError(f"model must be given, since {folder} holds one that timm does not build, got None")
+    try:
+        model = _rebuilt(record["arguments"], recipe, weights, model)
+    except ValueError as error:
+        raise ValueError(f"{folder} must hold a swapped model: {error}") from error
     model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _rebuilt(arguments: Any, recipe: SwapRecipe, weights: Mapping[str, Tensor], model: nn.Module | None) -> nn.Module:
+    """Build and swap a model once without memory, for a few bytes can describe one of any size, and then for good."""
+    if model is None:
+        _check_arguments(arguments)
+    with without_memory():
+        trial = _build(arguments, recipe) if model is None else _applied(recipe, deepcopy(model).to("meta"))
+        _check(trial, weights, "its weights must be those of the model")
+    return _build(arguments, recipe) if model is None else _applied(recipe, model)
 
 
 def _check_arguments(arguments: Any) -> None:

@@ -78,7 +78,7 @@ def borders(folder: Path) -> dict[str, Border]:
         (root / "ImageSets/Main/train.txt").write_text("a\n")
         (root / "train.txt").write_text("a\n")
         (root / "train/labels/a.txt").write_bytes(YOLO)
-        (root / "data.yaml").write_bytes(b"nc: 2\nnames: [cell, 'hot dog']\n")
+        (root / "data.yaml").write_bytes(NAMES)
         (root / border.file).write_bytes(border.pack(border.sound))
     return found
 
@@ -87,6 +87,7 @@ VOC = b"""<annotation><filename>a.png</filename>
 <object><name>cell</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>5</xmax><ymax>4.5</ymax></bndbox></object>
 <object><name>dog</name><bndbox><xmin>0</xmin><ymin>0</ymin><xmax>1</xmax><ymax>1</ymax></bndbox></object></annotation>"""
 YOLO = b"0 0.5 0.5 0.25 0.5\n1 0 0 0.9 0 0.9 0.9 0.1 0.8\n"
+NAMES = b"nc: 2\nnames: [cell, 'hot dog']\n"
 COCO: dict[str, Any] = {
     "images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],
     "categories": [{"id": 3, "name": "cell"}],
@@ -107,8 +108,8 @@ def _data_sets() -> list[Border]:
         Border("VOC XML", "Annotations/a.xml", VOC, lambda root: _used(VOCDetection(root))),
         Border("VOC list", "ImageSets/Main/train.txt", b"a\n", lambda root: _used(VOCDetection(root))),
         Border("COCO JSON", "coco.json", json.dumps(COCO).encode(), _read_coco),
-        Border("YOLO labels", "train/labels/a.txt", YOLO, _read_yolo),
-        Border("YOLO names", "data.yaml", b"nc: 2\nnames: [cell, 'hot dog']\n", _read_yolo),
+        Border("YOLO labels", "train/labels/a.txt", YOLO, lambda root: _used(YOLODetection(root, masks=True))),
+        Border("YOLO names", "data.yaml", NAMES, lambda root: _used(YOLODetection(root))),
         Border("index mask", "masks/a.png", _index_mask(), lambda root: _used(InstanceMasks(root))),
         Border("class list", "list.txt", list_of_classes, lambda root: _used(ClassList(root / "list.txt"))),
         Border("class table", "list.csv", table, lambda root: _used(ClassList(root / "list.csv"))),
@@ -164,10 +165,6 @@ def _used(data: Any) -> int:
 
 def _read_coco(root: Path) -> int:
     return _used(COCODetection(root / "coco.json", root, masks=True))
-
-
-def _read_yolo(root: Path) -> int:
-    return _used(YOLODetection(root)) + _used(YOLODetection(root, masks=True))
 
 
 def _read_picture(root: Path) -> int:

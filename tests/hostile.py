@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes that make a sound file a hostile one, and the check that a reader takes them as it should."""
 
+import os
 import re
 import resource
 import time
@@ -71,23 +72,22 @@ class Outcome(NamedTuple):
 
 
 def outcome(border: Border, folder: Path, content: bytes) -> Outcome:
-    """Let a border read a content; whatever is in the folder beside its file must stay as it is."""
-    before, memory, start = _files(folder, border), _peak(), time.perf_counter()
+    """Let a border read a content; no file may come or go in its folder and around it."""
+    before, memory, start = _files(folder), _peak(), time.perf_counter()
     try:
         result: Any = border.refuses_well(folder, content)
         kind = type(result).__name__ if isinstance(result, Exception) else "read with reports" if result else "read"
     except Exception as error:
         kind = f"FAILED {type(error).__name__}: {str(error)[:200]}"
     seconds, growth = time.perf_counter() - start, _peak() - memory
-    if _files(folder, border) != before:
+    if _files(folder) != before:
         kind = "FAILED: files came or went"
     return Outcome(kind, seconds, growth)
 
 
-def _files(folder: Path, border: Border) -> list[tuple[str, int]]:
-    """List the files around the folder of a border and in it, with their sizes."""
-    files = [*folder.parent.iterdir(), *folder.iterdir()]
-    return sorted((str(path), path.stat().st_size) for path in files if path != folder / border.file)
+def _files(folder: Path) -> tuple[list[str], list[str]]:
+    """List what is beside the folder of a border and in it."""
+    return sorted(os.listdir(folder.parent)), sorted(os.listdir(folder))
 
 
 def _peak() -> float:

@@ -64,6 +64,12 @@ def read_box(annotation: Entry) -> Box | None:
     return left, top, left + width, top + height
 
 
+def read_area(annotation: Entry) -> float | None:
+    """Return the area of an annotation in pixels, which decides whether it is small, medium or large; None if none."""
+    area = annotation.get("area")
+    return float(area) if isinstance(area, int | float) and 0 < area < 2**53 else None  # refuses nan too
+
+
 def _load(path: Path) -> Entry:
     try:
         content = json.loads(read_file(path))

@@ -95,7 +95,9 @@ def test_a_thousand_million_declared_objects(folder: Path) -> None:
 
 
 def test_a_million_open_tags(folder: Path) -> None:
-    (folder / "VOC list/Annotations/a.xml").write_bytes(b"<a>" * 10**6 + b"</a>" * 10**6)
+    (folder / "VOC list/Annotations/a.xml").write_bytes(
+        b"<annotation><filename>a.png</filename>" + b"<a>" * 10**6 + b"</a>" * 10**6 + b"</annotation>"
+    )
     assert len(VOCDetection(folder / "VOC list")[0][1]["boxes"]) == 0
 
 
@@ -233,7 +235,7 @@ def test_a_swapped_model_reads_no_other_files(
 @pytest.mark.parametrize(
     "fact",
     [
-        {"image_size": 2**40, "dynamic": True}, {"image_size": "64"}, {"class_names": 5}, {"task": "else"},
+        {"image_size": 2**40, "dynamic": True}, {"image_size": [64]}, {"class_names": 5}, {"task": "else"},
         {"dynamic": None},
         {"input": {}}, {"input": {**FACTS["input"], "std": [1, 1, 0]}},
         {"input": {**FACTS["input"], "mean": [0, "nan", 0]}},
@@ -248,11 +250,12 @@ def test_facts_of_a_graph_are_checked(fact: dict[str, Any], readers: dict[str, B
     assert "n.onnx is damaged: its " in str(found)
 
 
-@pytest.mark.parametrize("fact", [{"class_names": ["a"]}, {"task": "segment"}, {"task": "classify"}], ids=str)
+@pytest.mark.parametrize("fact", [{"task": "segment"}, {"task": "classify"}, {"image_size": 64}], ids=str)
 def test_outputs_of_a_graph_are_checked(fact: dict[str, Any], readers: dict[str, Border], root: Path) -> None:
     border = readers["ONNX metadata"]
     found = border.refuses_well(root / border.name, json.dumps({**FACTS, **fact}).encode())
-    assert isinstance(found, ValueError) or fact == {"class_names": ["a"]}
+    assert isinstance(found, ValueError)
+    assert "n.onnx" in str(found)
 
 
 def test_a_graph_reads_no_other_files(readers: dict[str, Border], root: Path) -> None:

@@ -121,6 +121,8 @@ class Runner:
         if self.task == "classify":
             return _class_scores(outputs["output"][0])
         boxes, scores, coefficients = _candidates(outputs, len(self.class_names))
+        if self.task == "segment" and coefficients is None:
+            raise KeyError("coefficients")
         points, values, labels = suppress(boxes, scores, score, iou, most)
         height, width = pixels.shape[:2]
         in_image = undo_letterbox(boxes[points], height, width, size)
@@ -145,9 +147,8 @@ class Runner:
         if size < 32 or size % 32:
             raise ValueError(f"image_size must be a multiple of 32, got {size}")
         if not self.metadata["dynamic"] and self._session.get_inputs()[0].shape != [1, 3, size, size]:
-            raise ValueError(
-                f"image_size must be that of the file, which takes {self._session.get_inputs()[0].shape}, got {size}"
-            )
+            takes = self._session.get_inputs()[0].shape
+            raise ValueError(f"image_size must be that of the file, which takes {takes}, got {size}: {self._path}")
 
 
 def _open(path: Path, providers: Sequence[str], threads: int) -> Any:

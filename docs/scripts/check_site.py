@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check every page of the built site: links and anchors, nothing fetched from elsewhere, formulas, and the search.
 
-    mkdocs build --strict --site-dir SITE && python docs/check_site.py SITE
+    mkdocs build && python docs/scripts/check_site.py site
 
-What takes a browser is in check_in_browser.py.
+What takes a browser is in check_pages.py.
 """
 
 import json

@@ -19,8 +19,13 @@ COMMANDS = "<!-- commands -->"  # reference/cli.md has the place
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Write formulas and the list of commands into a page."""
-    markdown = FORMULA.sub(lambda found: convert(found[1].strip(), display="block"), markdown)
+    markdown = FORMULA.sub(lambda found: formula(found[1].strip()), markdown)
     return markdown.replace(COMMANDS, describe_commands(build_parser()))
+
+
+def formula(latex: str) -> str:
+    """Write a formula as MathML, in a box that scrolls by itself where the page is narrow."""
+    return f'<div class="formula">{convert(latex, display="block")}</div>'
 
 
 def describe_commands(parser: argparse.ArgumentParser) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe_vision.exporting.blocks import SparseForm, recorded_logits, set_forms
 from moe_vision.exporting.check import GraphCheck
 from moe_vision.exporting.files import save_onnx, save_openvino, saved_program, write
-from moe_vision.exporting.graph import ROUTING, dynamic_sizes, named_outputs, to_onnx, trace
+from moe_vision.exporting.graph import dynamic_sizes, named_outputs, to_onnx, trace
 from moe_vision.exporting.inputs import check_shapes, example_images, multiple_of, traced_images
 from moe_vision.exporting.metadata import metadata
 from moe_vision.exporting.quantization import quantize
@@ -31,6 +31,7 @@ from moe_vision.exporting.weights import (
 )
 from moe_vision.layers.checks import check_choice
 from moe_vision.layers.fusion import fuse
+from moe_vision.runtime.runner import ROUTING
 
 if TYPE_CHECKING:
     import onnx
@@ -58,6 +59,7 @@ def export(
     half: bool = False,
     calibration: Iterable[Tensor] | None = None,
     suppress: Suppression | None = None,
+    routing: bool = False,
 ) -> ExportReport:
     """Write a module to a file that gives in its runtime what the module gives in eval, for every input.
 
@@ -83,11 +85,13 @@ def export(
             routers, the first and the last convolutions and the experts of the form ``index`` stay in fp32. The check
             is that of the fp32 graph; evaluate the file to know what int8 costs. ONNX alone.
         suppress: Drop boxes that score low or repeat others within the file, see `moe_vision.exporting.Suppression`.
+        routing: Also give the logits of each block: the experts that it chose are the K largest.
 
     Shape:
         - Input of the file: ``images`` (B, C, H, W), float32
         - Output of the file: what the module returns in eval, by the names of its fields, or ``output``, ``output_0``;
-          a program returns them as a tuple in that order, and after them the logits of each block
+          with ``routing`` the logits (B, E) of each block as ``routing.0.NAME``, in the order in which they run. A
+          program returns a tuple in that order, the logits always among it
 
     Raises:
         ModuleNotFoundError: If the extra ``export`` (or ``openvino``) is not installed.
@@ -112,7 +116,7 @@ def export(
     shapes = check_shapes(example, dynamic, SMALLEST.get(path.suffix, 1))
     reference = copy.deepcopy(module).to("cpu", torch.float32).eval().requires_grad_(False)
     outputs, calls = _signature(reference, shapes[0])
-    routing = [f"{ROUTING}{index}.{name}" for index, name in enumerate(calls)]
+    logits = [f"{ROUTING}{index}.{name}" for index, name in enumerate(calls)]
     dtype = torch.float16 if half else torch.float32
     deployed = fuse(reference).to(dtype).to(memory_format=torch.contiguous_format)
     set_forms(deployed, sparse)
@@ -129,14 +133,15 @@ def export(
         comparisons = check.run(shapes)
         write(saved, path)
     else:
-        graph = _finish(to_onnx(program, [*outputs, *routing], sizes), about)
+        graph = _finish(to_onnx(program, [*outputs, *logits], sizes), about)
         check_weights(onnx_weights(graph), weights)
         runs = (openvino_runs if path.suffix == ".xml" else onnx_runs)(graph, len(calls))
         check = GraphCheck(runs, outputs, reference, calls, sparse, TOLERANCES[dtype])
         comparisons = check.run(shapes)
-        del graph.graph.output[len(outputs) :]
+        if not routing:
+            del graph.graph.output[len(outputs) :]
         if calibration is not None:
-            graph = quantize(graph, calibration, routing)
+            graph = quantize(graph, calibration, logits)
         if suppress is not None:
             add_suppression(graph, suppress)
         (save_openvino if path.suffix == ".xml" else save_onnx)(graph, path)

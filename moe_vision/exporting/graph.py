@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import onnx_ir
 
 OPSET = 20
-ROUTING = "routing."  # before the name of a block: its logits
 
 
 class Flat(nn.Module):

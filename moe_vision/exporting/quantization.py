@@ -56,7 +56,7 @@ def quantize(graph: "onnx.ModelProto", images: Iterable[Tensor], routing: list[s
 
 def float_convolutions(graph: "onnx.GraphProto", routing: list[str]) -> list[str]:
     """Return the names of the convolutions that stay in float."""
-    outputs = [output.name for output in graph.output]
+    outputs = [output.name for output in graph.output if output.name not in routing]
     of_network = {node.name for node in _before(graph, outputs, cut=routing)}
     of_routers = [node for node in _before(graph, routing) if node.name not in of_network]
     convolutions = [node for node in graph.node if node.op_type == "Conv"]

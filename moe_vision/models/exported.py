@@ -11,6 +11,7 @@ from moe_vision.models.config import YOLOMasterConfig
 from moe_vision.models.detect_head import DetectOutput
 from moe_vision.models.segment_head import SegmentOutput
 from moe_vision.runtime import Runner
+from moe_vision.runtime.runner import ROUTING
 
 
 class ExportedNetwork(nn.Module):
@@ -53,7 +54,8 @@ class ExportedNetwork(nn.Module):
         return SegmentOutput(**stacked) if self.config.task == "segment" else DetectOutput(**stacked)
 
     def _outputs(self, image: Tensor) -> dict[str, Tensor]:
-        outputs = {name: torch.from_numpy(value) for name, value in self.runner.run(image.numpy()).items()}
+        found = self.runner.run(image.numpy())
+        outputs = {name: torch.from_numpy(value) for name, value in found.items() if not name.startswith(ROUTING)}
         return outputs if "detected_boxes" not in outputs else self._before_suppression(outputs)
 
     def _before_suppression(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:

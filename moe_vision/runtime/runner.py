@@ -16,6 +16,7 @@ from moe_vision.runtime.masks import render_masks
 from moe_vision.runtime.suppression import check_limits, suppress
 
 FORMAT = "moe_vision-onnx-1"
+ROUTING = "routing."  # an output that begins so is the logits of a block
 
 Result = dict[str, Any]
 Outputs = dict[str, NDArray[Any]]

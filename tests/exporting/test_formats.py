@@ -107,7 +107,7 @@ def convolutions(graph: onnx.GraphProto) -> Iterator[tuple[bool, tuple[int, ...]
 def test_int8(sparse: Any, tmp_path: Path) -> None:
     net, path = alive(Net()), tmp_path / "net.onnx"
     images = torch.rand(8, 3, 20, 24) / 2 + torch.rand(8, 3, 1, 1) / 2
-    report = export(net, path, example=images[:1], sparse=sparse, calibration=iter(images.split(2)))
+    report = export(net, path, example=images[:1], sparse=sparse, calibration=iter(images.split(2)), routing=True)
     assert_every_expert_checked(report, top_k=1)
     quantised = [shape for is_quantised, shape in convolutions(onnx.load(path).graph) if is_quantised]
     kept = [shape for is_quantised, shape in convolutions(onnx.load(path).graph) if not is_quantised]
@@ -116,9 +116,12 @@ def test_int8(sparse: Any, tmp_path: Path) -> None:
     assert sorted(kept) == sorted([(8, 3, 3, 3), (4, 8, 1, 1)] + (experts if sparse == "index" else []))
     about = {item.key: item.value for item in onnx.load(path).metadata_props}
     assert json.loads(about["int8"]) is True
-    expected = net(images)
-    errors = (run(path, images)["output"] - expected).abs()
+    expected, actual = net(images), run(path, images)
+    assert list(actual) == ["output", "routing.0.moe"]
+    errors = (actual["output"] - expected).abs()
     assert 0 < errors.mean() < 0.03 * expected.std()
+    errors = (actual["routing.0.moe"] - net.moe.routing.logits).abs()
+    assert 0 < errors.mean() < 0.1 * net.moe.routing.logits.std()
 
 
 @pytest.mark.slow

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feed every reader of foreign files with hostile ones, and count how it takes them.
 
-    python -m benchmarks.fuzz                                          # all readers, 100,000 inputs in all
-    python -m benchmarks.fuzz --reader "VOC XML" --engine hypothesis --inputs 2000
-    python -m benchmarks.fuzz --engine atheris                         # guided by coverage, where atheris is installed
+    python benchmarks/fuzz.py                                          # all readers, 100,000 inputs in all
+    python benchmarks/fuzz.py --reader "VOC XML" --engine hypothesis --inputs 2000
+    python benchmarks/fuzz.py --engine atheris                         # guided by coverage, where atheris is installed
 
 Each reader runs in a process of its own, with a limit on its memory and 20 seconds for an input. A failure is an error
 of another kind than ValueError or OSError or without the name of the file, a file that came or went, a process that
-died or an input that took too long; the input is printed. Run it from the root of the repository, which has the tests.
+died or an input that took too long; the input is printed.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parent.parent
 ENGINES = ("random", "hypothesis", "atheris")
 # Shares of the inputs: those that build networks take 50 times as long as others.
 SHARES = {"checkpoint header": 0.1, "swap.json": 0.1, "ONNX": 0.5, "ONNX metadata": 0.5}
@@ -37,7 +38,7 @@ Try = Callable[[Callable[[int], int]], None]
 
 def main() -> None:
     options = parser().parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     from measure import merge_row
 
     failures = 0

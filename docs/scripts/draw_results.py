@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torchvision.io import write_jpeg
+from torchvision.transforms.functional import pad
 
 from moe_vision import predict
 from moe_vision.data import open_dataset
@@ -24,7 +26,7 @@ from moe_vision.models import load_checkpoint
 from moe_vision.visualize import comparison_sheet, plot_routing
 
 ASSETS = Path(__file__).parents[1] / "assets"
-PICTURES = 4
+PICTURES = 3
 SCORE = 0.4
 
 Sample = tuple[Tensor, dict[str, Any]]
@@ -34,11 +36,12 @@ def draw_found(model: Module, samples: list[Sample], path: Path) -> None:
     """Draw pairs from the emptiest picture to the most crowded: what was annotated, and what was found."""
     samples = sorted(samples, key=lambda sample: len(sample[1]["labels"]))
     shown = [samples[place * (len(samples) - 1) // (PICTURES - 1)] for place in range(PICTURES)]
-    images, truths = zip(*shown, strict=True)
-    found = predict(model, list(images), score=SCORE)
-    sheet = comparison_sheet(images, truths, found, model.class_names, size=320)
-    empty = (sheet == 255).all(dim=2).all(dim=0)  # where pictures are not as high as they are wide
-    write_jpeg(sheet[:, ~empty], str(path), quality=80)
+    rows = []
+    for image, truth in shown:
+        row = comparison_sheet([image], [truth], predict(model, image, score=SCORE), model.class_names, size=320)
+        empty = (row == 255).all(dim=2).all(dim=0)  # where pictures are not as high as they are wide
+        rows.append(pad(row[:, ~empty], [0, 2], fill=255))
+    write_jpeg(torch.cat(rows, dim=1), str(path), quality=80)
 
 
 def draw_routing(model: Module, samples: list[Sample], path: Path) -> None:

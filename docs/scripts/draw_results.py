@@ -53,11 +53,11 @@ def draw_routing(model: Module, samples: list[Sample], path: Path) -> None:
     layers = {name.split(".")[1]: summary.by_objects for name, summary in monitor.summary().items()}
     sizes = {crowd: group.images for crowd, group in next(iter(layers.values())).items()}
     shares = {
-        f"{crowd} ({size} pictures)": {layer: groups[crowd].shares for layer, groups in layers.items()}
+        f"{crowd} ({size})": {layer: groups[crowd].shares for layer, groups in layers.items()}
         for crowd, size in sizes.items()
     }
     matplotlib.rcParams.update({"svg.hashsalt": "moe_vision", "svg.fonttype": "none"})
-    plot_routing(shares, path, title="objects")
+    plot_routing(shares, path, title="objects (pictures)")
 
 
 def main() -> None:

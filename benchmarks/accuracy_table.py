@@ -13,6 +13,7 @@ from typing import Any
 
 from accuracy import EXPERIMENTS
 from measure import RESULTS
+from speed_table import circumstances
 
 from moe_vision.visualize.metric_names import METRIC_NAMES
 
@@ -21,8 +22,9 @@ def main() -> None:
     for name, experiment in EXPERIMENTS.items():
         path = RESULTS / f"accuracy-{name}.json"
         if path.exists():
-            text = table(json.loads(path.read_text())["rows"], list(experiment.cells), experiment.metrics)
-            path.with_suffix(".md").write_text(text)
+            record = json.loads(path.read_text())
+            text = table(record["rows"], list(experiment.cells), experiment.metrics)
+            path.with_suffix(".md").write_text(f"{text}\n{circumstances(record)}\n")
             print(f"{name}\n\n{text}")
 
 

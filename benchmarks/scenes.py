@@ -3,12 +3,13 @@
 
 Networks learn generated scenes, from one object to about twenty, and are examined on others. Fixed cells give every
 image K = 1, 2, 3 or 4 of 4 experts; the cells "top-p TARGET" let each image select the fewest experts whose
-probabilities reach p, with a mean of TARGET held by the budget loss. Each run is a row of
+probabilities reach p, with a mean of TARGET held by the budget loss. The cells "information" and "loss-free" balance
+K = 2 by other means than our default loss: the mutual information, and a bias on the selection. Each run is a row of
 benchmarks/results/scenes.json: accuracy, experts and operations an image, and the rank correlation (Spearman) of
 experts used and number of objects. When all cells of a seed have learnt, they are timed in turn on the same images,
 one at a time.
 
-    python benchmarks/scenes.py [--cells "top-p 2" "fixed 2"] [--seeds 0 1 2] [--scenes 1024] [--epochs 20]
+    python benchmarks/scenes.py [--cells "top-p 2.0" "fixed 2"] [--seeds 0 1 2] [--scenes 1024] [--epochs 20]
 """
 
 import argparse
@@ -34,7 +35,14 @@ IMAGE_SIZE = 160
 P = 0.7
 NETWORKS: dict[str, dict[str, Any]] = {
     **{f"fixed {k}": {"top_k": k} for k in (1, 2, 3, 4)},
-    **{f"top-p {target}": {"top_k": 4, "top_p": P} for target in (1.5, 2, 3)},
+    **{f"top-p {target}": {"top_k": 4, "top_p": P} for target in (1.5, 2.0, 3.0)},
+    "information": {"top_k": 2},
+    "loss-free": {"top_k": 2, "selection_bias": True},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{f"top-p {target}": {"budget_experts": target} for target in (1.5, 2.0, 3.0)},
+    "information": {"balance_kind": "information"},
+    "loss-free": {"balance": 0.0},
 }
 
 
@@ -49,10 +57,10 @@ def run_cell(cell: str, seed: int, options: argparse.Namespace) -> dict[str, Any
         lr=4e-3,
         mosaic=0.0,
         warmup_epochs=1,
-        budget_experts=float(cell.split()[1]),
         budget=options.budget,
         num_workers=0,
         seed=seed,
+        **SETTINGS.get(cell, {}),
     )
     set_seed(seed)
     classes = learnt.classes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plots of what network.py, network_profile.py and scaling.py measured, for the documentation.
+"""The plots of what network.py, network_profile.py, esmoe.py and scaling.py measured, for the documentation.
 
     python benchmarks/speed_plots.py
 
@@ -19,17 +19,23 @@ from moe_vision.visualize.pictures import COLOURS
 
 ASSETS = RESULTS.parent.parent / "docs" / "assets"
 BARS = ("sparse, built", "sparse, fused", "every expert, fused", "twin, fused")
-BLUE, RED, _, YELLOW = COLOURS[:4]
+# As dark on a light page as they are light on a dark one.
+BLUE, RED, GREEN, PURPLE = (COLOURS[index] for index in (0, 1, 2, 5))
+# The same figures give the same file; a frame would have a background.
+matplotlib.rcParams.update({"svg.hashsalt": "moe_vision", "svg.fonttype": "none", "legend.frameon": False})
 
 
 def main() -> None:
-    matplotlib.rcParams.update({"svg.hashsalt": "moe_vision", "svg.fonttype": "none"})  # same figures, same file
     for name, (source, plot) in PLOTS.items():
         path = RESULTS / f"{source}.json"
         if path.exists():
-            figure = plot(json.loads(path.read_text())["rows"])
-            figure.savefig(ASSETS / f"speed-{name}.svg", metadata={"Date": None})
-            print(f"written to speed-{name}.svg")
+            save(plot(json.loads(path.read_text())["rows"]), f"speed-{name}.svg")
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a figure without a background: on a dark page the style sheet turns its lightness over."""
+    figure.savefig(ASSETS / name, metadata={"Date": None}, transparent=True)
+    print(f"written to {name}")
 
 
 def plot_scaling(rows: list[dict[str, Any]]) -> Figure:
@@ -66,10 +72,30 @@ def plot_network(rows: list[dict[str, Any]]) -> Figure:
             below = [time["median"] - time["lower"] for time in times]
             above = [time["upper"] - time["median"] for time in times]
             places = [number + 0.2 * (index - 1.5) for number in range(len(cases))]
-            panel.bar(places, heights, 0.2, yerr=(below, above), color=COLOURS[index], label=name)
+            panel.bar(places, heights, 0.2, yerr=(below, above), color=(BLUE, RED, GREEN, PURPLE)[index], label=name)
         panel.set_xticks(range(len(cases)), [row["scale"] for row in cases])
         panel.set(title=task, ylabel=f"ms an image, {threads} threads")
-        panel.legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(BARS))
+    return figure
+
+
+def plot_floor(rows: list[dict[str, Any]]) -> Figure:
+    """Plot the time of the sparse layer by that of its floor, for each map and batch."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    panel = figure.subplots()
+    cases = sorted({(-row["size"], row["channels"], row["batch"]) for row in rows})
+    for index, layer in enumerate(("built", "fused")):
+        for layout, marker in (("contiguous", "o"), ("channels_last", "^")):
+            shown = [row for row in rows if row["layer"] == layer and row["format"] == layout]
+            places = [cases.index((-row["size"], row["channels"], row["batch"])) for row in shown]
+            ratios = [row["sparse/floor"] for row in shown]
+            panel.plot(ratios, places, marker, color=(BLUE, RED)[index], alpha=0.8, label=f"{layer}, {layout}")
+    panel.axvline(1, color="black", linewidth=1, label="the floor")
+    panel.axvline(1.05, color="black", linewidth=1, linestyle=":", label="our aim, 1.05")
+    panel.set_yticks(range(len(cases)), [f"{channels} x {-size}², batch {batch}" for size, channels, batch in cases])
+    panel.invert_yaxis()
+    panel.set(xlabel="time of the sparse layer by that of its router and two experts, called directly")
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -81,7 +107,7 @@ def plot_profile(rows: list[dict[str, Any]]) -> Figure:
     names = [part["part"] for part in row["parts"]]
     panel.barh(names, [part["ms"] for part in row["parts"]], color=BLUE, label="part")
     floors = {part["part"]: part["floor_ms"] for part in row["parts"] if "floor_ms" in part}
-    panel.barh(list(floors), list(floors.values()), 0.3, color=YELLOW, label="floor of a block")
+    panel.barh(list(floors), list(floors.values()), 0.3, color=PURPLE, label="floor of a block")
     panel.invert_yaxis()
     panel.set(xlabel=f"ms of {row['total_ms']:.0f}, fused, {row['threads']} threads")
     panel.legend()
@@ -92,6 +118,7 @@ PLOTS: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Figure]]] = {
     "scaling": ("scaling", plot_scaling),
     "network": ("network", plot_network),
     "profile": ("network_profile", plot_profile),
+    "floor": ("esmoe", plot_floor),
 }
 
 

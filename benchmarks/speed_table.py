@@ -62,7 +62,7 @@ def esmoe(rows: Sequence[Row]) -> str:
 
 def network(rows: Sequence[Row]) -> str:
     """Tabulate networks of ours, then those of peers beside the one of ours of the same scale."""
-    titles = ["network", "batch", "threads", "built, ms", "fused, ms", "images/s", "fused / built"]
+    titles = ["network", "batch", "threads", "built, ms", "fused, ms", "fused / built"]
     lines = [[*titles, "fused: sparse / every expert", "sparse / twin", "channels_last / contiguous"]]
     peers = [["network", "batch", "threads", "ms", "peer", "its ms", "ratio", "its ms in channels_last"]]
     for row in sorted(
@@ -70,8 +70,7 @@ def network(rows: Sequence[Row]) -> str:
     ):
         about = [f"{row['task']} {row['scale']}", str(row["batch"]), str(row["threads"])]
         times, ratios = row["ms"], row["ratios"]
-        rate = row["images_per_second"]["sparse, fused"]
-        shown = [_spread(times["sparse, built"]), _spread(times["sparse, fused"]), f"{rate:.1f}"]
+        shown = [_spread(times["sparse, built"]), _spread(times["sparse, fused"])]
         names = ("fused/built", "fused sparse/every expert", "fused sparse/twin")
         formats = times["sparse, fused"]["median"] / times["sparse, fused, contiguous"]["median"]
         lines.append([*about, *shown, *(f"{ratios[name]:.2f}" for name in names), f"{formats:.2f}"])

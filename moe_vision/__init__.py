@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moe_vision.exporting import export
     from moe_vision.inference import predict
     from moe_vision.layers import (
+        BiasedTopKGate,
         DepthwiseExperts,
         DynamicRouter,
         ESMoE,
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
         hard_top_k,
         soft_top_k,
     )
-    from moe_vision.losses import auxiliary_loss, expert_budget_loss, load_balancing_loss, router_z_loss
+    from moe_vision.losses import (
+        auxiliary_loss,
+        expert_budget_loss,
+        load_balancing_loss,
+        router_z_loss,
+        update_selection_bias,
+    )
     from moe_vision.models import create_model, list_models, load_official
     from moe_vision.pruning import prune
     from moe_vision.surgery import find_sites, load_swapped, swap, unswap
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BiasedTopKGate",
     "DepthwiseExperts",
     "DynamicRouter",
     "ESMoE",
@@ -51,11 +59,13 @@ __all__ = [
     "soft_top_k",
     "swap",
     "unswap",
+    "update_selection_bias",
 ]
 
 # Where the names are. Each is loaded when it is used: layers without torchvision and timm, which take seconds to
 # import, and `moe_vision.runtime` without torch.
 _LAZY = {
+    "BiasedTopKGate": "layers",
     "DepthwiseExperts": "layers",
     "DynamicRouter": "layers",
     "ESMoE": "layers",
@@ -79,6 +89,7 @@ _LAZY = {
     "soft_top_k": "layers",
     "swap": "surgery",
     "unswap": "surgery",
+    "update_selection_bias": "losses",
 }
 
 

@@ -13,6 +13,8 @@ SURFACE: dict[str, list[str]] = json.loads(Path(__file__).with_name("api_surface
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 # What types are called, and what readers look like to others.
 TYPES = {"ClassificationSource", "DetectionSource", "ImageLike", "Sample", "Target"}
+INTERNAL = {"moe_vision.models.official"}  # part of moe_vision.models
+RELEASED = sorted((Path(__file__).parent / "fixtures").glob("api-*.json"))  # of each version, as it was then
 NAMES = [(module, name) for module, names in SURFACE.items() for name in names if name not in TYPES]
 
 
@@ -20,6 +22,36 @@ NAMES = [(module, name) for module, names in SURFACE.items() for name in names i
 def test_no_name_comes_or_goes_unnoticed(module: str) -> None:
     public = sorted(import_module(module).__all__)
     assert public == SURFACE[module], f"update tests/api_surface.json and CHANGELOG.md with what changed in {module}"
+
+
+def lost(released: dict[str, list[str]], now: dict[str, list[str]], deprecated: set[str]) -> set[str]:
+    """Names of a version that are gone without having been deprecated."""
+    gone = {f"{module}.{name}" for module, names in released.items() for name in set(names) - set(now.get(module, []))}
+    return gone - deprecated
+
+
+def deprecated() -> set[str]:
+    """First column of the table of deprecations: names with their modules, in backquotes."""
+    return set(re.findall(r"^\| `([\w.]+)` \|", (REFERENCE / "deprecations.md").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("version", RELEASED, ids=lambda path: path.stem)
+def test_a_name_goes_only_through_a_deprecation(version: Path) -> None:
+    assert not lost(json.loads(version.read_text()), SURFACE, deprecated())
+
+
+def test_a_lost_name_is_seen() -> None:
+    released = {"moe_vision.data": ["mixup", "mosaic"], "moe_vision.gone": ["thing"]}
+    now = {"moe_vision.data": ["mosaic"]}
+    assert lost(released, now, set()) == {"moe_vision.data.mixup", "moe_vision.gone.thing"}
+    assert lost(released, now, {"moe_vision.data.mixup"}) == {"moe_vision.gone.thing"}
+
+
+def test_every_package_with_public_names_is_recorded() -> None:
+    files = (Path(__file__).parent.parent / "moe_vision").glob("**/__init__.py")
+    packages = {".".join(path.parent.parts[path.parts.index("moe_vision") :]): path for path in files}
+    public = {name for name, path in packages.items() if "__all__" in path.read_text() and name not in INTERNAL}
+    assert public == set(SURFACE)
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, in processes of its own."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from moe_vision import create_model, load_official, predict
-from moe_vision.cli import benchmark, main
+from moe_vision.cli import benchmark, build_parser, main
 from moe_vision.cli.options import print_metrics
 from moe_vision.diagnostics import count_flops, count_parameters, measure_flops
 from moe_vision.models import YOLOMaster, load_checkpoint, save_checkpoint
@@ -93,6 +94,17 @@ def test_help_of_each_command(command: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert "--" in capsys.readouterr().out
+
+
+def test_every_argument_says_what_it_is_and_its_default() -> None:
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert tuple(commands.choices) == COMMANDS
+    for name, command in commands.choices.items():
+        for action in command._actions[1:]:  # after --help
+            assert action.help, (name, action.dest)
+            said = action.help % {"default": action.default}
+            if action.default is not None and action.default is not False:
+                assert said.endswith(f"({action.default})"), (name, said)  # where the reference takes it from
 
 
 def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:

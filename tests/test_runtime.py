@@ -76,6 +76,15 @@ def save(path: Path, **metadata: str) -> Path:
     return path
 
 
+FACTS: dict[str, Any] = {
+    "task": "classify",
+    "class_names": ["a"],
+    "image_size": 32,
+    "dynamic": False,
+    "input": {"range": [0, 1], "mean": [0, 0, 0], "std": [1, 1, 1], "letterbox": 0.5},
+}
+
+
 def test_files_that_are_no_networks(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.onnx does not exist"):
         Runner(tmp_path / "none.onnx")
@@ -98,7 +107,6 @@ def test_files_that_are_no_networks(tmp_path: Path) -> None:
     ],
 )
 def test_arguments_out_of_range(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    facts: dict[str, Any] = {"task": "classify", "class_names": ["a"], "image_size": 32, "dynamic": False}
-    path = save(tmp_path / "net.onnx", format="moe_vision-onnx-1", **{k: json.dumps(v) for k, v in facts.items()})
+    path = save(tmp_path / "net.onnx", format="moe_vision-onnx-1", **{k: json.dumps(v) for k, v in FACTS.items()})
     with pytest.raises(ValueError, match=reason):
         Runner(path).predict(**{"images": pixels(9, 9), **settings})

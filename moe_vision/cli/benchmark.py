@@ -24,7 +24,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=int, default=1, help="images a forward (%(default)s)")
     command.add_argument("--threads", type=int, help="threads of the CPU (PyTorch's choice)")
     command.add_argument("--rounds", type=int, default=10, help="timed forwards of each kind (%(default)s)")
-    command.add_argument("--json", type=Path, help="file for the figures")
+    command.add_argument("--json", type=Path, help="file for the figures (none)")
     return command  # type: ignore[no-any-return]
 
 

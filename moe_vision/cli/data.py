@@ -13,9 +13,9 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
 
     command = commands.add_parser("data", help="check a data set: counts, sizes, class balance, every problem found")
     command.add_argument("data", type=Path, help="folder or file of the data set")
-    command.add_argument("--task", default="detect", choices=TASKS, help="what it is for")
+    command.add_argument("--task", default="detect", choices=TASKS, help="what it is for (%(default)s)")
     command.add_argument("--split", default="train", help="part of the data (%(default)s)")
-    command.add_argument("--out", type=Path, help="folder for a JSON and a sheet of samples with their labels")
+    command.add_argument("--out", type=Path, help="folder for a JSON and a sheet of samples with their labels (none)")
     command.add_argument("--samples", type=int, default=12, help="samples on the sheet (%(default)s)")
     return command  # type: ignore[no-any-return]
 

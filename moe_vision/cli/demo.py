@@ -10,8 +10,10 @@ from typing import Any
 def add_to(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
     command = commands.add_parser("demo", help="train on generated scenes and show the detections, in minutes")
-    command.add_argument("--out", type=Path, default=Path("moe-vision-demo"), help="folder for the results")
-    command.add_argument("--seed", type=int, default=0, help="seed of scenes and weights")
+    command.add_argument(
+        "--out", type=Path, default=Path("moe-vision-demo"), help="folder for the results (%(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of scenes and weights (%(default)s)")
     return command  # type: ignore[no-any-return]
 
 

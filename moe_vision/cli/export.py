@@ -22,7 +22,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     """Add the command to the parser."""
     command = commands.add_parser("export", help="write a file that keeps every expert, and check it")
     command.add_argument("weights", type=Path, help="a checkpoint")
-    command.add_argument("--out", type=Path, help="file to write; beside the weights if left out")
+    command.add_argument("--out", type=Path, help="file to write (beside the weights)")
     command.add_argument("--format", choices=ENDINGS, default="onnx", help="format of the file (%(default)s)")
     command.add_argument(
         "--sparse",
@@ -31,14 +31,14 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
         help="index: experts that an image does not select do not run; dense: all do, for GPUs, NPUs and converters "
         "(%(default)s)",
     )
-    command.add_argument("--image-size", type=int, help="side of the images in pixels; that of the network if left out")
+    command.add_argument("--image-size", type=int, help="side of the images in pixels (the checkpoint's)")
     command.add_argument("--fixed-size", action="store_true", help="take one image of that size alone")
     command.add_argument("--half", action="store_true", help="keep weights and features in fp16")
     command.add_argument("--int8", action="store_true", help="quantise to int8, with ranges measured on --data")
     command.add_argument(
         "--data",
         type=Path,
-        help="for --int8: a folder of images, or a data set, whose part train is measured and val compared",
+        help="for --int8: a folder of images, or a data set, whose part train is measured and val compared (none)",
     )
     command.add_argument(
         "--suppress", action="store_true", help="drop boxes that score low or repeat others in the file"

@@ -18,7 +18,9 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("weights", type=Path, help="a checkpoint")
     add_data(command)
     command.add_argument("--split", default="val", help="part of the data (%(default)s)")
-    command.add_argument("--out", type=Path, default=Path("runs/inspect"), help="folder for the page and the JSON")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/inspect"), help="folder for the page and the JSON (%(default)s)"
+    )
     command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
     command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
     command.add_argument("--favourites", type=int, default=6, help="images to show for each expert (%(default)s)")

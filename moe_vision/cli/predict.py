@@ -16,7 +16,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="detect, segment or classify images; writes pictures and a JSON")
     command.add_argument("weights", type=Path, help="a checkpoint, or an ONNX file of one")
     command.add_argument("images", type=Path, nargs="+", help="images, or folders of images")
-    command.add_argument("--out", type=Path, default=Path("runs/predict"), help="folder for the results")
+    command.add_argument("--out", type=Path, default=Path("runs/predict"), help="folder for the results (%(default)s)")
     command.add_argument("--score", type=float, default=0.25, help="lowest score to report (%(default)s)")
     command.add_argument("--iou", type=float, default=0.7, help="overlap above which a box is dropped (%(default)s)")
     command.add_argument("--max-detections", type=int, default=300, help="most detections an image (%(default)s)")

@@ -17,7 +17,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command = commands.add_parser("prune", help="remove the experts that contribute least, while accuracy holds")
     command.add_argument("weights", type=Path, help="a checkpoint")
     add_data(command)
-    command.add_argument("--out", type=Path, help="checkpoint to write; beside the weights if left out")
+    command.add_argument("--out", type=Path, help="checkpoint to write (beside the weights)")
     command.add_argument("--keep", type=int, help="experts that a block keeps at least (as many as images use)")
     command.add_argument(
         "--max-drop", type=float, default=0.02, help="most that mAP 50:95, or top-1, may fall by (%(default)s)"
@@ -27,7 +27,7 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--images", type=int, default=64, help="images to calibrate on (%(default)s)")
     command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
     command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
-    command.add_argument("--json", type=Path, help="file for the report")
+    command.add_argument("--json", type=Path, help="file for the report (none)")
     return command  # type: ignore[no-any-return]
 
 

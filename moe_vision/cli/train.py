@@ -18,11 +18,19 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     add_data(command)
     command.add_argument("--train-split", default="train", help="part of the data to learn from (%(default)s)")
     command.add_argument("--val-split", default="val", help="part of the data to evaluate on (%(default)s)")
-    command.add_argument("--task", default="detect", choices=TASKS, help="what the network predicts")
-    command.add_argument("--model", default="yolo_master_n", help="name of the network")
-    command.add_argument("--variant", default="paper", help="variant of the architecture")
-    command.add_argument("--placement", default="backbone", choices=PLACEMENTS, help="where the ES-MoE blocks are")
-    command.add_argument("--backbone", default="yolo_master", help="yolo_master, or a timm model under neck and head")
+    command.add_argument("--task", default="detect", choices=TASKS, help="what the network predicts (%(default)s)")
+    command.add_argument(
+        "--model", default="yolo_master_n", help="name of the network: yolo_master_n, s, m, l or x (%(default)s)"
+    )
+    command.add_argument(
+        "--variant", default="paper", help="variant of the architecture: paper, esmoe or v0_1 (%(default)s)"
+    )
+    command.add_argument(
+        "--placement", default="backbone", choices=PLACEMENTS, help="where the ES-MoE blocks are (%(default)s)"
+    )
+    command.add_argument(
+        "--backbone", default="yolo_master", help="yolo_master, or a timm model under neck and head (%(default)s)"
+    )
     command.add_argument(
         "--pretrained",
         nargs="?",
@@ -31,7 +39,9 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
         metavar="FILE",
         help="start from the weights that timm has for its model, or from those of a file",
     )
-    command.add_argument("--out", type=Path, default=Path("runs/train"), help="folder for weights and log")
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/train"), help="folder for weights and log (%(default)s)"
+    )
     command.add_argument("--resume", action="store_true", help="go on with the run in --out, if it was interrupted")
     for setting in fields(TrainSettings):
         others = [

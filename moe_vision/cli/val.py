@@ -19,9 +19,11 @@ def add_to(commands: Any) -> argparse.ArgumentParser:
     command.add_argument("--split", default="val", help="part of the data (%(default)s)")
     command.add_argument("--image-size", type=int, help="side of the square images in pixels (the checkpoint's)")
     command.add_argument("--batch-size", type=int, default=16, help="images a forward (%(default)s)")
-    command.add_argument("--json", type=Path, help="file for the metrics and the cost")
-    command.add_argument("--out", type=Path, help="folder for pictures: curves, confusion matrix, predictions")
-    command.add_argument("--dispatch", default="auto", choices=DISPATCH_MODES, help="executor of the experts")
+    command.add_argument("--json", type=Path, help="file for the metrics and the cost (none)")
+    command.add_argument("--out", type=Path, help="folder for pictures: curves, confusion matrix, predictions (none)")
+    command.add_argument(
+        "--dispatch", default="auto", choices=DISPATCH_MODES, help="executor of the experts (%(default)s)"
+    )
     return command  # type: ignore[no-any-return]
 
 

@@ -8,24 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moe_vision.runtime.images import opened, read_pixels
+from moe_vision.runtime.images import image_size, opened, read_pixels
+
+__all__ = ["IMAGE_SUFFIXES", "image_size", "read_image", "read_indices"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Read (height, width) in pixels from an image file's header.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The header is broken or of an unknown format.
-    """
-    with opened(path) as image:
-        return image.height, image.width
-
-
 def read_image(path: str | Path) -> Tensor:
-    """Read an image file as RGB in [0, 255]; 16-bit grey is scaled to 8 bits, EXIF rotation is not applied.
+    """Read an image file as RGB in [0, 255], turned upright as its EXIF data says; 16-bit grey is scaled to 8 bits.
 
     Shape:
         - Output: (3, H, W), uint8, channels last in memory, which torchvision resizes fastest

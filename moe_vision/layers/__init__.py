@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixture-of-Experts layers for convolutional networks; they need torch and einops alone."""
 
+from moe_vision.layers.biased_gate import BiasedTopKGate
 from moe_vision.layers.esmoe import ESMoE
 from moe_vision.layers.experts import DepthwiseExpert, DepthwiseExperts, SeparableExpert
 from moe_vision.layers.fusion import fuse
@@ -13,6 +14,7 @@ from moe_vision.layers.routing import DynamicRouter, Routing
 from moe_vision.layers.top_p import TopPGate
 
 __all__ = [
+    "BiasedTopKGate",
     "DepthwiseExpert",
     "DepthwiseExperts",
     "DynamicRouter",

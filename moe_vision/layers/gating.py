@@ -120,10 +120,13 @@ class TopKGate(nn.Module):
     def forward(self, logits: Tensor) -> Routing:
         """Return the `Routing` of a batch of logits (B, E)."""
         logits = finite(check_logits(logits, self.top_k))
-        indices = select(logits, self.top_k)
+        indices = self._select(logits)
         mode = self.soft if self.training else "masked"
         weights = _weigh(logits, indices, mode, self.temperature)
         return Routing(logits, logits.softmax(dim=-1), weights, indices)
+
+    def _select(self, logits: Tensor) -> Tensor:
+        return select(logits, self.top_k)
 
     @property
     def all_take_part(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from moe_vision.layers.biased_gate import BiasedTopKGate
 from moe_vision.layers.esmoe import ESMoE
 from moe_vision.layers.experts import DepthwiseExperts
 from moe_vision.layers.pooled_router import PooledRouter
@@ -47,6 +48,8 @@ def keep_experts(layer: ESMoE, indices: Sequence[int]) -> None:
             del layer.experts[index]
     if isinstance(layer.experts, DepthwiseExperts):
         layer.experts.kernel_sizes = tuple(layer.experts.kernel_sizes[index] for index in indices)
+    if isinstance(layer.gate, BiasedTopKGate):
+        layer.gate.bias = layer.gate.bias[indices]
     layer.gate.top_k = min(layer.gate.top_k, len(indices))
     layer.routing = None
 

@@ -3,7 +3,7 @@
 
 from torch import nn
 
-from moe_vision.layers import ESMoE, PointwiseMoE, TopPGate, keep_experts
+from moe_vision.layers import BiasedTopKGate, ESMoE, PointwiseMoE, TopPGate, keep_experts
 from moe_vision.layers.convolution import YOLOBatchNorm2d
 from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.models.config import YOLOMasterConfig
@@ -71,6 +71,8 @@ def es_moe(channels: int, config: YOLOMasterConfig) -> ESMoE:
 def _with_gate(block: ESMoE, config: YOLOMasterConfig) -> ESMoE:
     if config.top_p < 1:
         block.gate = TopPGate(config.top_p, config.top_k)
+    elif config.selection_bias:
+        block.gate = BiasedTopKGate(config.top_k, len(block.experts))
     return block
 
 

@@ -2,11 +2,14 @@
 """Checkpoints: one safetensors file with the weights and, in its header, all it takes to build the network."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from moe_vision.layers.without_memory import without_memory
 from moe_vision.models.config import YOLOMasterConfig
 from moe_vision.models.yolo_master import YOLOMaster
 
@@ -82,9 +85,28 @@ def load_checkpoint(path: str | Path) -> YOLOMaster:
     if header.get("format") != FORMAT:
         raise ValueError(f"checkpoint {path} must have format {FORMAT!r} in its header, got {header.get('format')!r}")
     try:
-        config = YOLOMasterConfig.from_json(header["config"])
-        model = YOLOMaster(config, json.loads(header["class_names"]), image_size=json.loads(header["image_size"]))
-        model.load_state_dict(weights)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        return _build(header, weights).eval()
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint {path} does not describe its weights: {error}") from error
-    return model.eval()
+
+
+def _build(header: Mapping[str, str], weights: Mapping[str, Tensor]) -> YOLOMaster:
+    """Build the network of a header if it is that of the weights: a few bytes can describe one of any size."""
+    config = YOLOMasterConfig.from_json(header["config"])
+    parts = max(config.num_experts, config.stage2_blocks, config.repeats(4))
+    if parts > len(weights):
+        raise ValueError(f"its configuration has {parts} parts of a kind, but it has {len(weights)} tensors")
+    names = json.loads(header["class_names"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names must be a list of texts, got a {type(names).__name__}")
+    if any(tensor.is_complex() for tensor in weights.values()):
+        raise ValueError("its tensors must be real, got complex ones")
+
+    def build() -> YOLOMaster:
+        return YOLOMaster(config, names, image_size=json.loads(header["image_size"]))
+
+    with without_memory():
+        build().load_state_dict(weights, assign=True)
+    model = build()
+    model.load_state_dict(weights)
+    return model

@@ -34,6 +34,7 @@ class YOLOMasterConfig:
         top_k: Experts K that an image selects; the most that it selects if ``top_p`` is below 1.
         top_p: Have each image select the fewest experts whose probabilities reach this, see `moe_vision.TopPGate`; at 1
             it is always ``top_k``.
+        selection_bias: Keep the experts balanced by a bias on their selection, see `moe_vision.BiasedTopKGate`.
         kernel_sizes: Kernel sizes of the experts (``pointwise``: none).
         expert_init: How the experts start, ``shared`` or ``independent``, see `moe_vision.ESMoE` (``pointwise``:
             ``independent``).
@@ -69,6 +70,7 @@ class YOLOMasterConfig:
     num_experts: int = 4
     top_k: int = 2
     top_p: float = 1.0
+    selection_bias: bool = False
     kernel_sizes: tuple[int, ...] = (3, 5, 7, 9)
     expert_init: str = "shared"
     shared_expert: bool = False
@@ -95,6 +97,8 @@ class YOLOMasterConfig:
         check_top_k(self.top_k, self.num_experts)
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.selection_bias and self.top_p < 1:
+            raise ValueError(f"selection_bias must be False with top_p below 1, got top_p={self.top_p}")
         self._check_block()
         if self.task == "classify" and self.placement in ("neck", "both"):
             raise ValueError(f"placement must be backbone or none for task='classify', got {self.placement!r}")

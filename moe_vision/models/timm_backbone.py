@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from moe_vision.layers.convolution import ConvNormAct
+from moe_vision.layers.without_memory import without_memory
 from moe_vision.models.anchors import STRIDES
 from moe_vision.models.blocks import backbone_block
 from moe_vision.models.config import SCALES, YOLOMasterConfig
@@ -121,8 +122,10 @@ def _probe(name: str) -> Any:
 
     if name in SCALES:
         raise ValueError(f"backbone must be yolo_master or a timm model of another family, got {name!r}")
+    if name != name.strip() or ":" in name:  # timm would fetch from a hub, or read from a folder
+        raise ValueError(f"backbone must be a timm model by its name, such as {SUITABLE}, got {name!r}")
     try:
-        with torch.device("meta"):
+        with without_memory():
             model: Any = timm.create_model(name, features_only=True).eval()
     except (RuntimeError, AttributeError) as error:
         raise ValueError(

@@ -7,11 +7,24 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from moe_vision.runtime.letterbox import letterbox_geometry
 
 Pixels = NDArray[np.uint8]
+
+# Pillow decodes these itself. For others, such as PostScript, it starts programs that run what is in the file.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# What undoes an EXIF orientation, as PIL.ImageOps.exif_transpose has it.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @contextmanager
@@ -23,7 +36,9 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         ValueError: The file is no image, or broken, here or where its pixels are read.
     """
     try:
-        with Image.open(path) as image:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("it is no regular file")  # a pipe would be waited for without end
+        with Image.open(path, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
         raise
@@ -31,12 +46,40 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise ValueError(f"path must be a readable image, got {str(path)!r}: {error}") from error
 
 
-def read_pixels(path: str | Path) -> Pixels:
-    """Read an image file as RGB (H, W, 3); 16-bit grey is scaled to 8 bits, EXIF rotation is not applied."""
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read (height, width) in pixels of the upright image from a file's header.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The header is broken or of an unknown format.
+    """
     with opened(path) as image:
+        lies = _orientation(image) in (5, 6, 7, 8)
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+def read_pixels(path: str | Path) -> Pixels:
+    """Read an image file as RGB (H, W, 3), turned upright as its EXIF data says; 16-bit grey is scaled to 8 bits."""
+    with opened(path) as image:
+        turn = UPRIGHT.get(_orientation(image))
         if image.mode.startswith("I;16"):  # Pillow would clip it at 255
-            return np.array(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB"))
-        return np.array(image.convert("RGB"))
+            colours = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            colours = image.convert("RGB")
+        return np.array(colours if turn is None else colours.transpose(turn))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how an image whose pixels were not read yet is to be turned; 1 is upright."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the whole to look behind the pixels
+        return 1
+    try:
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF data is no reason to lose the image
+        return 1
+    return orientation
 
 
 def check_pixels(pixels: Pixels) -> Pixels:

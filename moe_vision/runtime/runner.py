@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_vision.runtime.checks import check_metadata
 from moe_vision.runtime.images import Pixels, centre_crop, check_pixels, letterboxed, read_pixels
 from moe_vision.runtime.letterbox import undo_letterbox
 from moe_vision.runtime.masks import render_masks
@@ -53,6 +54,11 @@ class Runner:
         self._session = _open(Path(path), providers, threads)
         stored = self._session.get_modelmeta().custom_metadata_map
         self.metadata: dict[str, Any] = {key: _parsed(value) for key, value in stored.items()}
+        self._path = path
+        try:
+            check_metadata(self.metadata)
+        except ValueError as error:
+            raise ValueError(f"file {path} is damaged: {error}") from error
         self.task: str = self.metadata["task"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.image_size: int = self.metadata["image_size"]
@@ -93,15 +99,31 @@ class Runner:
         return [self._predict_one(image, size, score, iou, max_detections) for image in waiting]
 
     def run(self, images: NDArray[np.float32]) -> Outputs:
-        """Return the outputs of the file by name for images (B, 3, H, W) in the range that it takes."""
-        return dict(zip(self._names, self._session.run(None, {"images": images}), strict=True))
+        """Return the outputs of the file by name for images (B, 3, H, W) in the range that it takes.
+
+        Raises:
+            ValueError: If ONNX Runtime can't run the file on them.
+        """
+        try:
+            return dict(zip(self._names, self._session.run(None, {"images": images}), strict=True))
+        except Exception as error:  # it has many kinds
+            raise ValueError(f"file {self._path} can't be run by ONNX Runtime: {error}") from error
 
     def _predict_one(self, image: Any, size: int, score: float, iou: float, most: int) -> Result:
         pixels = check_pixels(image) if isinstance(image, np.ndarray) else read_pixels(image)
         outputs = self.run(self._prepare(pixels, size))
+        try:
+            return self._result(outputs, pixels, size, score, iou, most)
+        except (IndexError, KeyError, TypeError, ValueError) as error:  # of names, types and shapes
+            raise ValueError(f"file {self._path} must give what a network of its task does: {error!r}") from error
+
+    def _result(self, outputs: Outputs, pixels: Pixels, size: int, score: float, iou: float, most: int) -> Result:
+        """Return what the outputs say of an image, in its own pixels."""
         if self.task == "classify":
             return _class_scores(outputs["output"][0])
         boxes, scores, coefficients = _candidates(outputs, len(self.class_names))
+        if self.task == "segment" and coefficients is None:
+            raise KeyError("coefficients")
         points, values, labels = suppress(boxes, scores, score, iou, most)
         height, width = pixels.shape[:2]
         in_image = undo_letterbox(boxes[points], height, width, size)
@@ -126,9 +148,8 @@ class Runner:
         if size < 32 or size % 32:
             raise ValueError(f"image_size must be a multiple of 32, got {size}")
         if not self.metadata["dynamic"] and self._session.get_inputs()[0].shape != [1, 3, size, size]:
-            raise ValueError(
-                f"image_size must be that of the file, which takes {self._session.get_inputs()[0].shape}, got {size}"
-            )
+            takes = self._session.get_inputs()[0].shape
+            raise ValueError(f"image_size must be that of the file, which takes {takes}, got {size}: {self._path}")
 
 
 def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
@@ -139,7 +160,7 @@ def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # it warns about what it leaves out of a graph
+    options.log_severity_level = 4  # it warns about what it leaves out of a graph; errors are raised
     try:
         session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # it has many kinds
@@ -154,7 +175,7 @@ def _parsed(value: str) -> Any:
     """Return what a piece of metadata says; other tools write texts that are not JSON."""
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 

@@ -3,18 +3,21 @@
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moe_vision.layers.without_memory import without_memory
 from moe_vision.surgery.recipe import SwapRecipe
 
 FORMAT = "moe_vision-swap-1"
 WEIGHTS, RECIPE = "model.safetensors", "swap.json"
+# Arguments of `timm.create_model` by which it loads other files, some of which run code.
+FETCHING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 def save_swapped(
@@ -48,7 +51,8 @@ def save_swapped(
     arguments = _arguments(model) if arguments is None else dict(arguments)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if arguments:
-        with torch.device("meta"):
+        _check_arguments(arguments)
+        with without_memory():
             _check(_build(arguments, recipe), weights, f"arguments {arguments} must build the model")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,18 +89,38 @@ def load_swapped(folder: str | Path, model: nn.Module | None = None) -> nn.Modul
             raise ValueError(f"format must be {FORMAT!r}, got {record['format']!r}")
         recipe = SwapRecipe.from_json(json.dumps(record["recipe"]))
         weights = load_file(folder / WEIGHTS)
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} must hold a swapped model: {error}") from error
-    if model is None:
-        if not record["arguments"]:
-            raise ValueError(f"model must be given, since {folder} holds one that timm does not build, got None")
-        model = _build(record["arguments"], recipe)
-    else:
-        recipe.apply(model)
-    _check(model, weights, f"weights in {folder} must be those of the model")
+    if recipe.num_experts > len(weights):
+        raise ValueError(f"{folder} must hold a swapped model: {recipe.num_experts} experts in {len(weights)} tensors")
+    if model is None and not record["arguments"]:
+        raise ValueError(f"model must be given, since {folder} holds one that timm does not build, got None")
+    try:
+        model = _rebuilt(record["arguments"], recipe, weights, model)
+    except ValueError as error:
+        raise ValueError(f"{folder} must hold a swapped model: {error}") from error
     model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _rebuilt(arguments: Any, recipe: SwapRecipe, weights: Mapping[str, Tensor], model: nn.Module | None) -> nn.Module:
+    """Build and swap a model once without memory, for a few bytes can describe one of any size, and then for good."""
+    if model is None:
+        _check_arguments(arguments)
+    with without_memory():
+        trial = _build(arguments, recipe) if model is None else _applied(recipe, deepcopy(model).to("meta"))
+        _check(trial, weights, "its weights must be those of the model")
+    return _build(arguments, recipe) if model is None else _applied(recipe, model)
+
+
+def _check_arguments(arguments: Any) -> None:
+    """Raise ValueError if timm would read other files or the internet for them, or has no such model."""
+    import timm
+
+    name = arguments.get("model_name") if isinstance(arguments, dict) else None
+    if not isinstance(name, str) or not timm.is_model(name) or FETCHING & arguments.keys():
+        raise ValueError(f"arguments must have the model_name of timm and none of {sorted(FETCHING)}, got {arguments}")
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
@@ -111,7 +135,13 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
 def _build(arguments: Mapping[str, Any], recipe: SwapRecipe) -> nn.Module:
     import timm  # seconds; models that are given need none of it
 
-    model = timm.create_model(**arguments)
+    try:
+        return _applied(recipe, timm.create_model(**arguments))
+    except Exception as error:  # what a wrong argument raises depends on the family of the model
+        raise ValueError(f"arguments {arguments} must build a model with the sites of the recipe: {error!r}") from error
+
+
+def _applied(recipe: SwapRecipe, model: nn.Module) -> nn.Module:
     recipe.apply(model)
     return model
 

@@ -160,6 +160,8 @@ class _LetterboxedImages(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         image, target = self.source[index]
         truth = {**self._objects(target), "size": tuple(image.shape[-2:])}
+        if hasattr(self.source, "areas"):
+            truth["areas"] = self.source.areas(index)
         if hasattr(self.source, "crowd_regions"):
             truth["crowds"] = self._objects(self.source.crowd_regions(index))
         return self.transform(image).as_subclass(Tensor), truth

@@ -5,7 +5,7 @@ import math
 
 from torch import nn
 
-from moe_vision.layers import TopKGate
+from moe_vision.layers import BiasedTopKGate, TopKGate, TopPGate
 from moe_vision.layers.esmoe import esmoe_layers
 
 START, END = 0.5, 0.05  # temperatures
@@ -23,6 +23,9 @@ class Hardening:
         soft: Weights in training, see `moe_vision.soft_top_k`.
         epochs: Epochs of the run.
 
+    Raises:
+        ValueError: If ``soft`` is not ``masked`` and a gate is one that has no other mode.
+
     Examples:
         >>> from moe_vision import ESMoE
         >>> from moe_vision.train.hardening import Hardening
@@ -38,6 +41,8 @@ class Hardening:
 
     def __init__(self, model: nn.Module, soft: str, epochs: int) -> None:
         gates = [layer.gate for layer in esmoe_layers(model).values()]
+        if soft != "masked" and any(isinstance(gate, TopPGate | BiasedTopKGate) for gate in gates):
+            raise ValueError(f"soft must be masked for networks with top_p below 1 or selection_bias, got {soft!r}")
         self.gates = [gate for gate in gates if isinstance(gate, TopKGate)]
         self.soft = soft
         self.soft_epochs = math.ceil(epochs * HARD_FROM)

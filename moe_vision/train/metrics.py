@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics: COCO mean average precision of boxes and masks, by faster-coco-eval, and top-k accuracy."""
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -21,7 +22,8 @@ def coco_metrics(
 
     Args:
         truths: For each image ``boxes`` (M, 4), xyxy in pixels, ``labels`` (M,) and, for masks, ``rles``: M run lengths
-            as COCO writes them. Perhaps also ``crowds``: the same of regions in which a detection is no mistake.
+            as COCO writes them. Perhaps also ``areas`` (M,), by which objects are small, medium or large, with
+            NaN for that of the box or mask; and ``crowds``: the same of regions in which a detection is no mistake.
         found: For each image ``boxes`` (D, 4), ``scores`` (D,), ``labels`` (D,) and, for masks, ``rles``.
         classes: Names of the classes.
         masks: Compare the masks, not the boxes.
@@ -198,10 +200,14 @@ def _entries(objects: dict[str, Any], masks: bool) -> list[dict[str, Any]]:
     shapes = map(_mask, objects["rles"]) if masks else map(_box, objects["boxes"].tolist())
     labels = objects["labels"].tolist()
     scores = objects.get("scores", torch.ones(len(labels))).tolist()
-    return [
+    entries = [
         {**shape, "category_id": label, "score": score}
         for shape, label, score in zip(shapes, labels, scores, strict=True)
     ]
+    for entry, area in zip(entries, objects.get("areas", []), strict=False):
+        if not math.isnan(area):
+            entry["area"] = float(area)
+    return entries
 
 
 def _box(corners: list[float]) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class TrainSettings:
             `moe_vision.load_balancing_loss`.
         budget: Weight of the loss that holds the mean number of experts, for networks with ``top_p`` below 1.
         budget_experts: Mean number of experts an image and block that it holds.
+        bias_rate: Step by which the selection of experts is balanced, for networks with ``selection_bias``, see
+            `moe_vision.update_selection_bias`.
         soft: Weights of the experts in training: ``masked`` (the function of inference), ``relaxed`` (all take part,
             less and less, and in the last fifth of the epochs as ``masked``) or ``straight_through``.
         dispatch: Executor of the experts in training: ``auto``, so that their norms see every image, or for instance
@@ -83,6 +85,7 @@ class TrainSettings:
     balance: float = _setting(0.05, "weight of the load-balancing loss")
     budget: float = _setting(0.1, "with top_p: weight of the loss that holds the mean number of experts")
     budget_experts: float = _setting(2.0, "with top_p: mean number of experts an image and block")
+    bias_rate: float = _setting(1e-3, "with selection_bias: step of the bias, in logits")
     balance_kind: str = _setting("switch", "kind of load-balancing loss: switch, mse, cv2 or information")
     soft: str = _setting("masked", "weights of the experts in training: masked, relaxed or straight_through")
     dispatch: str = _setting("auto", "executor of the experts in training: auto, dense, grouped, per_image or static")
@@ -126,7 +129,7 @@ class TrainSettings:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("warmup_epochs", "close_mosaic", "num_workers", "seed", "weight_decay", "balance", "budget"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("budget_experts", "lr", "backbone_lr_scale", "clip_norm"):
+        for name in ("budget_experts", "bias_rate", "lr", "backbone_lr_scale", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("mosaic", "mixup", "copy_paste", "hflip", "vflip", "erasing", "cutmix", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")

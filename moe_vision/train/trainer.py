@@ -27,6 +27,7 @@ from moe_vision.diagnostics import RoutingMonitor, RoutingSummary, find_alarms
 from moe_vision.layers.esmoe import set_dispatch
 from moe_vision.layers.routing import Routing
 from moe_vision.losses.balance import auxiliary_loss
+from moe_vision.losses.selection_bias import update_selection_bias
 from moe_vision.models import YOLOMaster, save_checkpoint
 from moe_vision.train.accumulation import preview_routing, windows
 from moe_vision.train.environment import record_start
@@ -262,6 +263,8 @@ class Trainer:
                         terms["budget"] = self._auxiliary_loss(model, others, balance=0.0, budget=self.settings.budget)
                 self.accelerator.backward(torch.stack(list(terms.values())).sum() / len(window))
             sums.update({name: term.item() / len(window) for name, term in terms.items()})
+        if model.config.selection_bias and model.config.placement != "none":
+            update_selection_bias(model, rate=self.settings.bias_rate, others=preview[:-1])
         return dict(sums)
 
     def _auxiliary_loss(self, model: YOLOMaster, others: list[dict[str, Routing]], **weights: float) -> Tensor:
@@ -271,7 +274,8 @@ class Trainer:
 
     def _preview(self, model: YOLOMaster, images: list[Tensor]) -> list[dict[str, Routing]]:
         """Return the routing of each batch, if the losses of the routing of each need that of the others."""
-        needed = self.settings.balance > 0 or (model.config.top_p < 1 and self.settings.budget > 0)
+        budget = model.config.top_p < 1 and self.settings.budget > 0
+        needed = self.settings.balance > 0 or budget or model.config.selection_bias
         alone = len(images) == 1 or not needed or model.config.placement == "none"
         return [] if alone else preview_routing(model, self.model, images)
 

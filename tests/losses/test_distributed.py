@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from moe_vision import ESMoE, TopPGate, auxiliary_loss
+from moe_vision import BiasedTopKGate, ESMoE, TopPGate, auxiliary_loss, update_selection_bias
 from moe_vision.losses.balance import routing_records
 from tests.strategies import make_images, make_layer
 
@@ -91,11 +91,20 @@ def test_batches_of_a_step_give_the_loss_and_gradients_of_all_its_images() -> No
         assert_same_losses(accumulated_losses(list(x.split(sizes))), all_losses(x))
 
 
+def moved_bias(x: Tensor) -> Tensor:
+    layer = layer_for("bias")
+    layer.gate = BiasedTopKGate(1, 4)
+    layer(x)
+    update_selection_bias(layer)
+    return layer.gate.bias
+
+
 def balance_rank(rank: int, folder: Path) -> None:
     join(rank, folder)
     results = {sizes: all_losses(images_of(sizes).split(sizes)[rank]) for sizes in SHARDS}
     first, second = (images_of(BATCHES[rank]) + rank).split(BATCHES[rank])
     results["batches"] = accumulated_losses([first, second])
+    results["bias"] = moved_bias(images_of(SHARDS[0]).split(SHARDS[0])[rank])
     torch.save(results, folder / f"rank{rank}")
     leave()
 
@@ -118,6 +127,9 @@ def test_i43_shards_give_the_loss_and_gradients_of_the_whole_batch(tmp_path: Pat
         for name, (loss, gradients) in ranks[0]["batches"].items()
     }
     assert_same_losses(means, whole)
+    bias = moved_bias(images_of(SHARDS[0]))
+    assert bias.any()
+    assert all(torch.equal(rank["bias"], bias) for rank in ranks)
 
 
 def train_rank(rank: int, folder: Path) -> None:

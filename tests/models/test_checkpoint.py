@@ -80,7 +80,7 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
         (lambda weights, header: header.update(config='{"num_classes": 4}'), "class_names must name num_classes=4"),
         (lambda weights, header: header.update(config='{"num_classes": 2, "num_experts": 2, "kernel_sizes": [3, 5]}'),
          "Unexpected key"),
-        (lambda weights, header: header.update(class_names="5"), "not iterable"),
+        (lambda weights, header: header.update(class_names="5"), "class_names must be a list of texts, got a int"),
         (lambda weights, header: header.update(image_size="100"), "image_size must be a multiple of 32"),
         (lambda weights, header: header.update(image_size='"x"'), "not supported"),
     ],

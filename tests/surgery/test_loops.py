@@ -18,7 +18,7 @@ from tests.losses.test_distributed import join, leave
 from tests.strategies import assert_same
 from tests.surgery.families import FAMILIES, images
 
-HOW_TO = Path(__file__).parents[2] / "docs/how-to/swap.md"
+HOW_TO = Path(__file__).parents[2] / "docs/how-to/loops.md"
 
 
 def swapped(init: str = "upcycle") -> nn.Module:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from moe_vision import ESMoE
+from moe_vision import BiasedTopKGate, ESMoE, TopPGate
 from moe_vision.train.hardening import Hardening
 from tests.train.test_resume import assert_same, make_trainer
 
@@ -32,6 +33,15 @@ def test_other_modes_stay(soft: str) -> None:
     hardening = Hardening(layer, soft, epochs=2)
     hardening.set_epoch(1)
     assert layer.gate.soft == soft
+
+
+@pytest.mark.parametrize("gate", [TopPGate(0.7, max_k=4), BiasedTopKGate(2, 4)])
+def test_gates_without_other_modes_are_refused(gate: nn.Module) -> None:
+    layer = ESMoE(8)
+    layer.gate = gate
+    with pytest.raises(ValueError, match="soft must be masked for networks with top_p below 1 or selection_bias"):
+        Hardening(layer, "relaxed", epochs=2)
+    Hardening(layer, "masked", epochs=2).set_epoch(0)
 
 
 def test_a_relaxed_run_ends_hard_and_can_be_resumed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moe_vision.data.readers.classification_reader import ClassificationReader, ClassifiedImage
+from moe_vision.data.readers.files import read_text
 from moe_vision.data.readers.reader import CACHE_BYTES
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "file_name")
@@ -38,7 +39,7 @@ class ClassList(ClassificationReader):
 
     Raises:
         FileNotFoundError: There is no such list.
-        ValueError: No image is usable.
+        ValueError: It is no CSV file by its content, or no image is usable.
 
     Examples:
         >>> import tempfile
@@ -83,9 +84,12 @@ class ClassList(ClassificationReader):
             seen.add(name)
 
     def _rows(self) -> Iterator[Row]:
-        lines = self.path.read_text("utf-8-sig", errors="replace").splitlines()
+        lines = read_text(self.path).splitlines()
         if self.path.suffix.lower() == ".csv":
-            yield from _csv_rows(lines)
+            try:
+                yield from _csv_rows(lines)
+            except csv.Error as error:
+                raise ValueError(f"path must be a CSV file, got {str(self.path)!r}: {error}") from error
             return
         for number, line in enumerate(lines, 1):
             if words := line.rsplit(maxsplit=1):
@@ -107,4 +111,5 @@ def _csv_rows(lines: Sequence[str]) -> Iterator[Row]:
 
 
 def _sorted(names: set[str]) -> list[str]:
-    return sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None)
+    numbers = all(name.isdecimal() and len(name) < 20 for name in names)
+    return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)

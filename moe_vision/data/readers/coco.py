@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_vision.data.readers.coco_json import Entry, Id, place, read_box, read_coco
+from moe_vision.data.readers.coco_json import Entry, Id, place, read_area, read_box, read_coco
 from moe_vision.data.readers.detection_reader import DetectionReader, Record
 from moe_vision.data.readers.objects import LabelledObject
 from moe_vision.data.readers.reader import CACHE_BYTES, ImageFile
@@ -82,13 +82,22 @@ class COCODetection(DetectionReader):
         )
         self._crowds = [self._check(record, record.crowds) for record in records]
 
+    def areas(self, index: int) -> Tensor:
+        """Areas of the objects of an image as the file gives them, in pixels, (N,); NaN where it gives none.
+
+        Args:
+            index: Index of an image whose sample was asked for.
+        """
+        areas = self._objects[index].areas
+        return areas[:0] if self._undecodable[index] else areas
+
     def crowd_regions(self, index: int) -> Target:
         """Regions of an image with more objects than were annotated one by one: a detection there is no mistake.
 
         Returns:
             `boxes`, `labels` and, with `masks`, `masks`, as in a sample.
         """
-        boxes, labels, shapes = self._crowds[index]
+        boxes, labels, _, shapes = self._crowds[index]
         target: Target = {"boxes": boxes, "labels": labels}
         return {**target, "masks": self._rasterise(index, shapes)} if self.masks else target
 
@@ -114,7 +123,7 @@ class COCODetection(DetectionReader):
             shape = self._shape(annotation, image) if self.masks else None
             if shape is not None or not self.masks:
                 name = self._name(annotation.get("category_id"))
-                yield LabelledObject(name, read_box(annotation), shape, place(annotation))
+                yield LabelledObject(name, read_box(annotation), shape, place(annotation), read_area(annotation))
 
     def _name(self, category: object) -> str:
         unknown = f"category {category!r}"

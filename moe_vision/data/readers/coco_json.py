@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moe_vision.data.readers.files import read_file
 from moe_vision.data.readers.objects import Box
+from moe_vision.data.readers.paths import printable
 
 Id = int | float | str
 Entry = dict[str, Any]
@@ -45,7 +47,7 @@ def read_coco(path: Path, report: Report) -> COCOContent:
             annotations[image].append(entry)
         else:
             report("annotation of an unknown image", f"{place(entry)}: image {image!r}")
-    return COCOContent({entry["id"]: entry["name"] for entry in categories}, images, annotations)
+    return COCOContent({entry["id"]: printable(entry["name"]) for entry in categories}, images, annotations)
 
 
 def place(annotation: Entry) -> str:
@@ -62,9 +64,15 @@ def read_box(annotation: Entry) -> Box | None:
     return left, top, left + width, top + height
 
 
+def read_area(annotation: Entry) -> float | None:
+    """Return the area of an annotation in pixels, which decides whether it is small, medium or large; None if none."""
+    area = annotation.get("area")
+    return float(area) if isinstance(area, int | float) and 0 < area < 2**53 else None  # refuses nan too
+
+
 def _load(path: Path) -> Entry:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:  # RecursionError: nested without end
         raise ValueError(f"annotations must be a JSON file, got {str(path)!r}: {error}") from error
     if not isinstance(content, dict):

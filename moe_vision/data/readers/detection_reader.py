@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all readers of boxes and masks share: the checks of objects, and samples made of those that pass."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class Objects(NamedTuple):
 
     boxes: Tensor
     labels: Tensor
+    areas: Tensor
     shapes: list[Any]
 
 
@@ -42,7 +44,7 @@ class DetectionReader(ImageReader):
 
     def __getitem__(self, index: int) -> Sample:
         image = self._image(index)
-        boxes, labels, shapes = self._objects[index]
+        boxes, labels, _, shapes = self._objects[index]
         masks = self._rasterise(index, shapes) if self.masks else None
         if self._undecodable[index]:
             boxes, labels, masks = boxes[:0], labels[:0], None if masks is None else masks[:0]
@@ -71,18 +73,19 @@ class DetectionReader(ImageReader):
 
     def _check(self, record: Record, objects: Sequence[LabelledObject]) -> Objects:
         """Keep the objects that are usable, with their boxes clipped to the image, and report the others."""
-        boxes, labels, shapes = [], [], []
-        for name, box, shape, place in objects:
+        boxes, labels, areas, shapes = [], [], [], []
+        for name, box, shape, place, area in objects:
             problem = self._problem(name, box, record.image)
             if problem is None and box is not None:
                 boxes.append(clip(box, record.image.height, record.image.width))
+                areas.append(math.nan if area is None else area)
                 labels.append(self._label_of[name])
                 shapes.append(shape)
             elif problem is not None:
                 reason, detail = problem
                 self._report(record.annotation, reason, f"{place}: {detail}" if place else detail)
         kept = torch.tensor(labels, dtype=torch.int64)
-        return Objects(torch.tensor(boxes).reshape(-1, 4), kept, shapes if self.masks else [])
+        return Objects(torch.tensor(boxes).reshape(-1, 4), kept, torch.tensor(areas), shapes if self.masks else [])
 
     def _problem(self, name: str, box: Box | None, image: ImageFile) -> tuple[str, object] | None:
         """Say what is wrong with an object: the reason and its detail."""

@@ -16,6 +16,9 @@ from moe_vision.data.readers.objects import LabelledObject
 from moe_vision.data.readers.paths import read_split, stays_inside
 from moe_vision.data.readers.reader import CACHE_BYTES, ImageFile
 
+MAX_INSTANCES = 2**16  # of one image
+PIXELS_AT_ONCE = 2**20
+
 
 class InstanceMasks(DetectionReader):
     """Images with an instance-index PNG each; whatever is wrong with a file is reported and the rest is used.
@@ -100,14 +103,13 @@ class InstanceMasks(DetectionReader):
     def _instances(self, path: Path, image: ImageFile) -> list[LabelledObject] | None:
         try:
             indices = read_indices(path)
+            if indices.shape == (image.height, image.width):
+                return _found(indices, self.classes[0])
+            self._report(path, "mask of another size than its image", indices.shape)
         except FileNotFoundError:
             self._report(path, "missing mask")
         except ValueError as error:
             self._report(path, "unreadable mask", error.__cause__ or error)
-        else:
-            if indices.shape == (image.height, image.width):
-                return _found(indices, self.classes[0])
-            self._report(path, "mask of another size than its image", indices.shape)
         return None
 
     def _rasterise(self, index: int, shapes: Sequence[Any]) -> Tensor:
@@ -129,14 +131,38 @@ def _with_suffix(path: Path) -> Path:
         return path
 
 
+Bounds = tuple[NDArray[np.generic], NDArray[np.int64]]  # values (N,), and boxes (N, 4) around their pixels
+
+
 def _found(indices: NDArray[np.generic], name: str) -> list[LabelledObject]:
-    """List the instances of an index image with the boxes around them."""
-    y, x = indices.nonzero()
-    values, instance = np.unique(indices[y, x], return_inverse=True)
-    low = np.full((len(values), 2), max(indices.shape))
+    """List the instances of an index image with the boxes around them.
+
+    Raises:
+        ValueError: There are too many.
+    """
+    # In parts: a file of a few bytes can hold more pixels than there is room for their coordinates.
+    starts = range(0, indices.size, PIXELS_AT_ONCE)
+    parts = [_bounds(indices, start) for start in starts]
+    values, boxes = _joined(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+    corners = (tuple(box) for box in boxes.astype(float).tolist())
+    return [LabelledObject(name, box, value) for box, value in zip(corners, values.tolist(), strict=True)]
+
+
+def _bounds(indices: NDArray[np.generic], start: int) -> Bounds:
+    """Return the values that some pixels have, but 0, and boxes around them."""
+    values = indices.reshape(-1)[start : start + PIXELS_AT_ONCE]
+    places = values.nonzero()[0]
+    y, x = np.divmod(places + start, indices.shape[1])
+    return _joined(values[places], np.stack([x, y, x + 1, y + 1], axis=1))
+
+
+def _joined(values: NDArray[np.generic], boxes: NDArray[np.int64]) -> Bounds:
+    """Return each value once, with the box around its boxes."""
+    found, instance = np.unique(values, return_inverse=True)
+    if len(found) > MAX_INSTANCES:
+        raise ValueError(f"it must have at most {MAX_INSTANCES} instances, got {len(found)} or more")
+    low = np.full((len(found), 2), np.iinfo(np.int64).max)
     high = np.zeros_like(low)
-    points = np.stack([x, y], axis=1)
-    np.minimum.at(low, instance, points)
-    np.maximum.at(high, instance, points + 1)
-    boxes = np.concatenate([low, high], axis=1).astype(float).tolist()
-    return [LabelledObject(name, tuple(box), value) for box, value in zip(boxes, values.tolist(), strict=True)]
+    np.minimum.at(low, instance, boxes[:, :2])
+    np.maximum.at(high, instance, boxes[:, 2:])
+    return found, np.concatenate([low, high], axis=1)

@@ -15,12 +15,14 @@ class LabelledObject(NamedTuple):
         box: xyxy in pixels, or None where a coordinate is not a number.
         shape: Its mask in the form that the reader understands, or None.
         place: Where in its file it stands, such as "line 3", or empty.
+        area: Its area in pixels as the file says, or None.
     """
 
     name: str
     box: Box | None
     shape: Any = None
     place: str = ""
+    area: float | None = None
 
 
 def has_area(box: Box) -> bool:

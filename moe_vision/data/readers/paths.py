@@ -4,6 +4,8 @@
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
+from moe_vision.data.readers.files import read_text
+
 
 def stays_inside(name: str) -> bool:
     """Tell whether a relative file name leads nowhere out of the folder it is relative to.
@@ -28,8 +30,7 @@ def read_split(folder: Path, split: str) -> Iterator[str]:
         if not path.is_file():
             existing = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
             raise FileNotFoundError(f"split must name a list in {folder} (existing: {existing}), got {part!r}")
-        text = path.read_text("utf-8-sig", errors="replace")
-        names.update(dict.fromkeys(line.strip() for line in text.splitlines()))
+        names.update(dict.fromkeys(line.strip() for line in read_text(path).splitlines()))
     return (name for name in names if name)
 
 

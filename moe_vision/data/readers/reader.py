@@ -16,6 +16,7 @@ from moe_vision.data.samples import Sample
 
 CACHE_BYTES = 2**30
 FILL = 114
+MAX_DETAIL = 300  # characters of what a report quotes of a file
 
 
 class ImageFile(NamedTuple):
@@ -51,7 +52,7 @@ class ImageReader(Dataset[Sample]):
         return f"{len(self)} images, {summarise(self.problems)}"
 
     def _report(self, file: Path | str, reason: str, detail: object = "") -> None:
-        report(self.problems, Problem(printable(file), reason, printable(detail)))
+        report(self.problems, Problem(printable(file), reason, printable(detail)[:MAX_DETAIL]))
 
     def _open(self, image: Path) -> ImageFile | None:
         """Read an image's header; report it and return None if it can't be read."""
@@ -95,7 +96,10 @@ class ImageReader(Dataset[Sample]):
 
     def _decode(self, index: int) -> Tensor:
         try:
-            return read_image(self.images[index])
+            image = read_image(self.images[index])
+            if image.shape[1:] != self._sizes[index]:
+                raise ValueError(f"its size must be {self._sizes[index]} as its header says, got {image.shape[1:]}")
+            return image
         except (OSError, ValueError) as error:
             self._give_up(index, error)
             return torch.full((3, *self._sizes[index]), FILL, dtype=torch.uint8)

@@ -20,7 +20,8 @@ class VOCDetection(DetectionReader):
     An image whose header is fine but whose pixels can not be decoded comes as uniform grey, without boxes.
 
     Args:
-        root: The folder that holds `Annotations`, `JPEGImages` (any format that Pillow reads) and `ImageSets/Main`.
+        root: The folder that holds `Annotations`, `JPEGImages` (BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or WebP) and
+            `ImageSets/Main`.
         split: Name of a list in `ImageSets/Main`, or several joined by "+" ("val+test").
         classes: Class names in the order of their labels; None takes the sorted names found in the data. Give the
             training set's `classes` to the evaluation set.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from moe_vision.data.readers.files import MAX_ANNOTATION_BYTES, read_file
 from moe_vision.data.readers.objects import Box, LabelledObject
 
 
@@ -24,10 +25,10 @@ def read_annotation(path: Path) -> VOCAnnotation:
 
     Raises:
         OSError: The file can not be read.
-        ValueError: The file is not well-formed XML, or declares a document type (by which a small file can expand
-            to gigabytes).
+        ValueError: The file is too large, is not well-formed XML, or declares a document type (by which a small file
+            can expand to gigabytes).
     """
-    root = _parse(path.read_bytes())
+    root = _parse(read_file(path, MAX_ANNOTATION_BYTES))
     objects = [LabelledObject((item.findtext("name") or "").strip(), _box(item)) for item in root.findall("object")]
     return VOCAnnotation((root.findtext("filename") or "").strip(), objects)
 

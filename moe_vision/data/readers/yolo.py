@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from moe_vision.data.readers.detection_reader import DetectionReader, Record
+from moe_vision.data.readers.files import MAX_ANNOTATION_BYTES, read_text
 from moe_vision.data.readers.objects import Box, LabelledObject
 from moe_vision.data.readers.reader import CACHE_BYTES, ImageFile
 from moe_vision.data.readers.rle import RLE, decode, from_polygons, polygon_problem
@@ -93,10 +94,10 @@ class YOLODetection(DetectionReader):
 
     def _objects_of(self, path: Path, image: ImageFile) -> Iterator[LabelledObject]:
         try:
-            text = path.read_text("utf-8-sig", errors="replace")
+            text = read_text(path, MAX_ANNOTATION_BYTES)
         except FileNotFoundError:  # an image without objects
             return
-        except OSError as error:
+        except (ValueError, OSError) as error:
             self._report(path, "unreadable label file", error)
             return
         for number, line in enumerate(text.splitlines(), 1):

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from moe_vision.data.readers.files import MAX_ANNOTATION_BYTES, read_text
+
 # A name, plain or quoted, after its number if it has one. What YAML could read differently does not match.
 _NAME = re.compile(r"""(?:(\d+)\s*:\s+)?(?:"([^"\\]*)"|'([^']*)'|([^\s"'\[\]{}&*!|>%@`#,:?-][^"\[\]{}#,:]*))""")
 
@@ -19,7 +21,7 @@ def read_names(root: Path) -> tuple[str, ...] | None:
         path = root / name
         if path.is_file():
             try:
-                return parse(path.read_text("utf-8-sig", errors="replace"))
+                return parse(read_text(path, MAX_ANNOTATION_BYTES))
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; give classes instead") from error
     return None

@@ -90,8 +90,9 @@ class TorchArchive:
 
 
 def _check_beginning(path: Path) -> None:
-    if zipfile.is_zipfile(path):
-        return
+    with damage_is_value_error():
+        if zipfile.is_zipfile(path):
+            return
     with path.open("rb") as file:
         beginning = file.read(MAX_PICKLE_BYTES)
     if not beginning:

@@ -4,9 +4,9 @@
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from moe_vision.layers.without_memory import without_memory
 from moe_vision.models.config import YOLOMasterConfig, variant_of
 from moe_vision.models.official.fit import Match, match_tensors, read_tensor
 from moe_vision.models.official.layers import ES_MOE, POINTWISE_MOE, Layer, group_by_layer
@@ -55,7 +55,7 @@ def _convert(weights: Weights) -> tuple[YOLOMaster, ConversionReport]:
     layers = group_by_layer(weights.entries)
     top_k = _stored_top_k(layers, weights)
     scale, config = recognize(layers, top_k)
-    with torch.device("meta"):
+    with without_memory():
         model = YOLOMaster(config)
     matches = match_tensors(layers, model)
     model.load_state_dict({match.name: read_tensor(match) for match in matches}, assign=True)

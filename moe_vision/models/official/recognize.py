@@ -97,6 +97,6 @@ def _last_axis(layer: Layer, name: str) -> int:
 
 def _shape(layer: Layer, name: str) -> tuple[int, ...]:
     entry = layer.entries.get(name)
-    if entry is None or not entry.shape:
-        raise ValueError(f"its layer {layer} has no {name}")
+    if entry is None or not entry.shape or 0 in entry.shape:  # of an empty tensor other sides may be any number
+        raise ValueError(f"its layer {layer} has no {name} with values")
     return entry.shape

@@ -27,8 +27,8 @@ def read_annotation(path: Path) -> VOCAnnotation:
 
     Raises:
         OSError: The file can not be read.
-        ValueError: The file is too large or too deep, is not well-formed XML, or declares a document type (by which a small file
-            can expand to gigabytes).
+        ValueError: The file is too large or too deep, is not well-formed XML, or declares a document type (by which a
+            small file can expand to gigabytes).
     """
     root = _parse(read_file(path, MAX_ANNOTATION_BYTES))
     objects = [LabelledObject((item.findtext("name") or "").strip(), _box(item)) for item in root.findall("object")]
@@ -41,7 +41,7 @@ def _parse(data: bytes) -> Element:
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth
         depth += 1
-        if depth > MAX_DEPTH:  # time grows with the square of it
+        if depth > MAX_DEPTH:  # no annotation is
             raise ValueError(f"elements must be nested at most {MAX_DEPTH} deep")
         builder.start(tag, attributes)
 

@@ -51,8 +51,7 @@ class Runner:
     def __init__(
         self, path: str | Path, *, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
     ) -> None:
-        self._session = _open(Path(path), providers, threads)
-        stored = self._session.get_modelmeta().custom_metadata_map
+        self._session, stored = _open(Path(path), providers, threads)
         self.metadata: dict[str, Any] = {key: _parsed(value) for key, value in stored.items()}
         self._path = path
         try:
@@ -152,8 +151,8 @@ class Runner:
             raise ValueError(f"image_size must be that of the file, which takes {takes}, got {size}: {self._path}")
 
 
-def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
-    """Return the session of a file, if it is one of ours."""
+def _open(path: Path, providers: Sequence[str], threads: int) -> tuple[Any, dict[str, str]]:
+    """Return the session of a file and what it says of itself, if it is one of ours."""
     if not path.is_file():
         raise FileNotFoundError(f"file {path} does not exist")
     import onnxruntime
@@ -163,12 +162,12 @@ def _open(path: Path, providers: Sequence[str], threads: int) -> Any:
     options.log_severity_level = 4  # it warns about what it leaves out of a graph; errors are raised
     try:
         session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+        about: dict[str, str] = session.get_modelmeta().custom_metadata_map
     except Exception as error:  # it has many kinds
         raise ValueError(f"file {path} can't be opened by ONNX Runtime: {error}") from error
-    about = session.get_modelmeta().custom_metadata_map
     if about.get("format") != FORMAT or "task" not in about:
         raise ValueError(f"file {path} must be a network that moe_vision.export wrote, got one without a task")
-    return session
+    return session, about
 
 
 def _parsed(value: str) -> Any:

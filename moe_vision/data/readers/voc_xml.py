@@ -9,6 +9,8 @@ from xml.parsers import expat
 from moe_vision.data.readers.files import MAX_ANNOTATION_BYTES, read_file
 from moe_vision.data.readers.objects import Box, LabelledObject
 
+MAX_DEPTH = 100
+
 
 class VOCAnnotation(NamedTuple):
     """What one annotation file says: the image's file name (empty if it has none) and the objects."""
@@ -25,8 +27,8 @@ def read_annotation(path: Path) -> VOCAnnotation:
 
     Raises:
         OSError: The file can not be read.
-        ValueError: The file is too large, is not well-formed XML, or declares a document type (by which a small file
-            can expand to gigabytes).
+        ValueError: The file is too large or too deep, is not well-formed XML, or declares a document type (by which a
+            small file can expand to gigabytes).
     """
     root = _parse(read_file(path, MAX_ANNOTATION_BYTES))
     objects = [LabelledObject((item.findtext("name") or "").strip(), _box(item)) for item in root.findall("object")]
@@ -34,10 +36,23 @@ def read_annotation(path: Path) -> VOCAnnotation:
 
 
 def _parse(data: bytes) -> Element:
-    builder = TreeBuilder()
+    builder, depth = TreeBuilder(), 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_DEPTH:  # no annotation is
+            raise ValueError(f"elements must be nested at most {MAX_DEPTH} deep")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
     parser = expat.ParserCreate()
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
     parser.CharacterDataHandler = builder.data
     parser.StartDoctypeDeclHandler = _refuse_doctype
     try:

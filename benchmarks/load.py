@@ -44,8 +44,8 @@ def small_model() -> nn.Module:
 
 
 def images(chance: random.Random) -> Tensor:
-    """Return a batch of a random number of images of a random size."""
-    return torch.rand(chance.randint(1, 4), 3, chance.randint(9, 40), chance.randint(9, 40))
+    """Return a batch of one of eight shapes; PyTorch's kernels keep something for each shape that they meet."""
+    return torch.rand(chance.choice((1, 4)), 3, *chance.choice(((9, 33), (20, 20), (33, 17), (40, 40))))
 
 
 def threads(count: int, seed: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def threads(count: int, seed: int) -> dict[str, Any]:
 
 
 def forwards(count: int, seed: int) -> dict[str, Any]:
-    """Run forwards in eval, of batches of any size."""
+    """Run forwards in eval, of batches of eight shapes."""
     model, chance = small_model().eval(), random.Random(seed)
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ def forwards(count: int, seed: int) -> dict[str, Any]:
 
 
 def steps(count: int, seed: int) -> dict[str, Any]:
-    """Train, with the balance loss, on batches of any size."""
+    """Train, with the balance loss, on batches of eight shapes."""
     model, chance = small_model().train(), random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters())
 

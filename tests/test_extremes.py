@@ -62,11 +62,11 @@ def test_one_expert_and_64(num_experts: int, top_k: int, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_map_of_4096_squared_takes_the_memory_of_four() -> None:
+def test_a_map_of_4096_squared_takes_the_memory_of_three() -> None:
     layer, x = make_layer(1), torch.rand(1, 1, 4096, 4096)
     with torch.no_grad():
         peak = peak_megabytes(lambda: layer(x))
-    assert 64 < peak < 4.1 * 64  # MiB of a map
+    assert 64 < peak < 3.01 * 64  # MiB of a map
 
 
 @pytest.mark.parametrize("task", ["detect", "segment", "classify"])

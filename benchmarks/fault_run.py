@@ -46,6 +46,7 @@ class WatchedTrainer(Trainer):
 
 def _train(out: Path, phases: Connection, settings: dict[str, Any], rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a process of its own
     if ranks > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
         os.environ.update({name: str(value) for name, value in place.items()})

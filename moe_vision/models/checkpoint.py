@@ -48,11 +48,9 @@ def save_checkpoint(model: YOLOMaster, path: str | Path) -> None:
     partial = path.with_suffix(".partial")
     try:
         save_file(weights, partial, metadata=header)
-        partial.replace(path)
     except SafetensorError as error:
         raise OSError(f"checkpoint {path} can't be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    partial.replace(path)
 
 
 def load_checkpoint(path: str | Path) -> YOLOMaster:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -46,6 +47,7 @@ class WatchedTrainer(Trainer):
 
 def _train(out: Path, phases: Connection, settings: dict[str, Any], rank: int, ranks: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in its background ignore it
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a process of its own
     if ranks > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,17 @@ def test_train_reports_what_is_broken_and_goes_on(cells: Path, tmp_path: Path) -
     assert done.code == 0, done.err
     logged = json.loads((out / "log.jsonl").read_text().splitlines()[-1])["metrics"]
     assert f"mAP 50               {logged['map50']:.4f}" in done.out
+
+
+def test_ctrl_c_says_how_to_go_on(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def press(module: torch.nn.Module, inputs: object) -> None:
+        if isinstance(module, YOLOMaster) and module.training:
+            signal.raise_signal(signal.SIGINT)
+
+    small = ["--image-size", "64", "--epochs", "1", "--num-workers", "0", "--out", str(tmp_path / "run")]
+    with register_module_forward_pre_hook(press):
+        assert main(["train", "--data", str(cells), *small]) == 130
+    assert f"Interrupted; --resume goes on after the last whole epoch of {tmp_path / 'run'}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

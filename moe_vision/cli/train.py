@@ -2,6 +2,7 @@
 """``moe-vision train``: train a network on a data set."""
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,12 @@ def run(options: argparse.Namespace) -> None:
         backbone=options.backbone,
         pretrained=options.pretrained,
     )
-    metrics = Trainer(model, learnt, held_out, options.out, settings, resume=options.resume).fit()
+    trainer = Trainer(model, learnt, held_out, options.out, settings, resume=options.resume)
+    try:
+        metrics = trainer.fit()
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; --resume goes on after the last whole epoch of {options.out}", file=sys.stderr)
+        raise
     if not metrics:  # another process evaluates and writes
         return
     print_metrics(metrics)

@@ -16,6 +16,7 @@ import torchvision
 from accelerate import Accelerator
 
 import moe_vision
+from moe_vision.train.files import write_text
 
 
 def record_start(accelerator: Accelerator, path: Path, *, resumed: bool) -> None:
@@ -27,7 +28,7 @@ def record_start(accelerator: Accelerator, path: Path, *, resumed: bool) -> None
         resumed: Whether the run goes on.
     """
     earlier = json.loads(path.read_text()) if resumed and path.is_file() else []
-    path.write_text(json.dumps([*earlier, describe_environment(accelerator)], indent=2))
+    write_text(path, json.dumps([*earlier, describe_environment(accelerator)], indent=2))
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:

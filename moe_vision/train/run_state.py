@@ -2,9 +2,12 @@
 """The state of a run after an epoch, so that a run that was killed goes on as if it had not been."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 PREFIX = "state-"
 
@@ -19,16 +22,38 @@ def save_run_state(accelerator: Accelerator, out: Path, epochs: int) -> None:
         accelerator: It has prepared the model, the optimizer and all that changes during a run.
         out: Folder of the run.
         epochs: Epochs that are done.
+
+    Raises:
+        OSError: If it can't be written; what was written of it is removed, and the state before stays.
     """
     partial, whole = out / "state.partial", out / f"{PREFIX}{epochs}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError on a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"state {whole} can't be written: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         partial.rename(whole)
         remove_run_states(out, keep=epochs)
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Add to an error in writing, such as that of a full disk, from where the run goes on.
+
+    Args:
+        out: Folder of the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        epochs = max(_saved_epochs(out), default=0)
+        state = f"{PREFIX}{epochs} is whole: make room, and resume goes on from it" if epochs else "no epoch is done"
+        raise OSError(f"{error}; {state}") from error
 
 
 def load_run_state(accelerator: Accelerator, out: Path) -> int:

@@ -32,13 +32,14 @@ from moe_vision.models import YOLOMaster, save_checkpoint
 from moe_vision.train.accumulation import preview_routing, windows
 from moe_vision.train.environment import record_start
 from moe_vision.train.evaluation import evaluate
+from moe_vision.train.files import write_text
 from moe_vision.train.hardening import Hardening
 from moe_vision.train.norms import synchronize_norms
 from moe_vision.train.pictures import draw_run
 from moe_vision.train.preparation import check_classes, check_settings, create_optimizer, create_schedule
 from moe_vision.train.progress import Countdown
 from moe_vision.train.recipes import RECIPES
-from moe_vision.train.run_state import load_run_state, remove_run_states, save_run_state
+from moe_vision.train.run_state import load_run_state, remove_run_states, resumable, save_run_state
 from moe_vision.train.settings import TrainSettings
 from moe_vision.train.sharding import create_loader
 from moe_vision.train.tracking import ScalarWriter
@@ -162,15 +163,16 @@ class Trainer:
             last = epoch + 1 == settings.epochs
             if self.val_data is not None and (last or (epoch + 1) % settings.eval_every == 0):
                 self.metrics = line["metrics"] = self._evaluate(pictures=self.out if last else None)
-            if self.accelerator.is_main_process:
-                self._save("last")
-                if self.metrics and self.metrics[self.recipe.metric] > self.best:
-                    self.best = self.metrics[self.recipe.metric]
-                    self._save("best")
-                self._log({**line, "seconds": round(time.perf_counter() - start, 2)})
-                if last:
-                    draw_run(self.out)
-            save_run_state(self.accelerator, self.out, epoch + 1)
+            with resumable(self.out):
+                if self.accelerator.is_main_process:
+                    self._save("last")
+                    if self.metrics and self.metrics[self.recipe.metric] > self.best:
+                        self.best = self.metrics[self.recipe.metric]
+                        self._save("best")
+                    self._log({**line, "seconds": round(time.perf_counter() - start, 2)})
+                    if last:
+                        draw_run(self.out)
+                save_run_state(self.accelerator, self.out, epoch + 1)
         self.scalars.close()
         self.accelerator.end_training()
         return self.metrics
@@ -308,15 +310,15 @@ class Trainer:
         """Write what the run is made of and where it runs."""
         model = cast(YOLOMaster, self.ema.module)
         config = {**json.loads(model.config.to_json()), "class_names": model.class_names}
-        (self.out / "settings.json").write_text(json.dumps(asdict(self.settings), indent=2))
-        (self.out / "config.json").write_text(json.dumps(config, indent=2))
+        write_text(self.out / "settings.json", json.dumps(asdict(self.settings), indent=2))
+        write_text(self.out / "config.json", json.dumps(config, indent=2))
         record_start(self.accelerator, self.out / "environment.json", resumed=self.epochs_done > 0)
 
     def _keep_log_lines(self, count: int) -> None:
         """Drop the lines of an epoch that was not finished."""
         path = self.out / "log.jsonl"
         lines = path.read_text().splitlines(keepends=True) if count else []
-        path.write_text("".join(lines[:count]))
+        write_text(path, "".join(lines[:count]))
 
     def _log(self, line: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a") as file:

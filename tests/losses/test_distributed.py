@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real processes that talk over gloo: shards give the loss and the gradients of the whole batch (I43)."""
 
+from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from moe_vision import BiasedTopKGate, ESMoE, TopPGate, auxiliary_loss, update_selection_bias
@@ -21,14 +24,20 @@ LOSSES = {
     "z": {"balance": 0.0, "z": 1.0},
     "budget": {"balance": 0.0, "budget": 1.0, "budget_experts": 1.3},
 }
-SHARDS = ((3, 5), (0, 4))
-BATCHES = ((2, 1), (1, 4))  # of a step of two batches, for each rank
+SHARDS = {2: ((3, 5), (0, 4)), 4: ((3, 0, 1, 4), (0, 0, 0, 2))}  # of batches, by the number of ranks
+BATCHES = ((2, 1), (1, 4), (0, 2), (3, 1))  # of a step of two batches, for each rank
 Result = tuple[Tensor, list[Tensor]]
 
 
-def join(rank: int, folder: Path) -> None:
+def start(function: Callable[..., None], folder: Path, ranks: int) -> None:
+    """Run a function in processes, forked from one that has imported what they need, which saves time."""
+    set_forkserver_preload([__name__])
+    start_processes(function, (folder, ranks), nprocs=ranks, start_method="forkserver")
+
+
+def join(rank: int, folder: Path, ranks: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
 
 
 def leave() -> None:
@@ -99,41 +108,41 @@ def moved_bias(x: Tensor) -> Tensor:
     return layer.gate.bias
 
 
-def balance_rank(rank: int, folder: Path) -> None:
-    join(rank, folder)
-    results = {sizes: all_losses(images_of(sizes).split(sizes)[rank]) for sizes in SHARDS}
+def balance_rank(rank: int, folder: Path, ranks: int) -> None:
+    join(rank, folder, ranks)
+    results = {sizes: all_losses(images_of(sizes).split(sizes)[rank]) for sizes in SHARDS[ranks]}
     first, second = (images_of(BATCHES[rank]) + rank).split(BATCHES[rank])
     results["batches"] = accumulated_losses([first, second])
-    results["bias"] = moved_bias(images_of(SHARDS[0]).split(SHARDS[0])[rank])
+    results["bias"] = moved_bias(images_of(SHARDS[ranks][0]).split(SHARDS[ranks][0])[rank])
     torch.save(results, folder / f"rank{rank}")
     leave()
 
 
-def test_i43_shards_give_the_loss_and_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    spawn(balance_rank, (tmp_path,), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
-    for sizes in SHARDS:
-        for name, (whole, gradients) in all_losses(images_of(sizes)).items():
-            (first, first_gradients), (second, second_gradients) = (rank[sizes][name] for rank in ranks)
-            tolerance = {"rtol": 1e-10, "atol": 1e-12}
-            torch.testing.assert_close(first, whole, **tolerance)
-            torch.testing.assert_close(second, whole, **tolerance)
-            for one, other, expected in zip(first_gradients, second_gradients, gradients, strict=True):
-                assert expected.any()
-                torch.testing.assert_close((one + other) / 2, expected, **tolerance)
-    whole = all_losses(torch.cat([images_of(BATCHES[rank]) + rank for rank in range(2)]))
-    means = {
-        name: (loss, [(a + b) / 2 for a, b in zip(gradients, ranks[1]["batches"][name][1], strict=True)])
-        for name, (loss, gradients) in ranks[0]["batches"].items()
-    }
-    assert_same_losses(means, whole)
-    bias = moved_bias(images_of(SHARDS[0]))
+def means_of(ranks: list[dict[str, Result]]) -> dict[str, Result]:
+    """Return each loss, which must be that of every rank, and the mean of the gradients, as DDP takes it."""
+    means = {}
+    for name, (loss, _) in ranks[0].items():
+        assert all(torch.equal(rank[name][0], loss) for rank in ranks)
+        gradients = zip(*(rank[name][1] for rank in ranks), strict=True)
+        means[name] = (loss, [torch.stack(of_ranks).mean(dim=0) for of_ranks in gradients])
+    return means
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_i43_shards_give_the_loss_and_gradients_of_the_whole_batch(ranks: int, tmp_path: Path) -> None:
+    start(balance_rank, tmp_path, ranks)
+    results = [torch.load(tmp_path / f"rank{rank}") for rank in range(ranks)]
+    for sizes in SHARDS[ranks]:
+        assert_same_losses(means_of([result[sizes] for result in results]), all_losses(images_of(sizes)))
+    whole = all_losses(torch.cat([images_of(BATCHES[rank]) + rank for rank in range(ranks)]))
+    assert_same_losses(means_of([result["batches"] for result in results]), whole)
+    bias = moved_bias(images_of(SHARDS[ranks][0]))
     assert bias.any()
-    assert all(torch.equal(rank["bias"], bias) for rank in ranks)
+    assert all(torch.equal(result["bias"], bias) for result in results)
 
 
-def train_rank(rank: int, folder: Path) -> None:
-    join(rank, folder)
+def train_rank(rank: int, folder: Path, ranks: int) -> None:
+    join(rank, folder, ranks)
     layer = ddp_layer()
     model = DistributedDataParallel(layer, find_unused_parameters=False)
     for _ in range(2):  # a second step waits for the first one's gradients
@@ -161,7 +170,7 @@ def ddp_images(rank: int) -> Tensor:
 
 
 def test_i44_ddp_needs_no_search_for_unused_parameters(tmp_path: Path) -> None:
-    spawn(train_rank, (tmp_path,), nprocs=2)
+    start(train_rank, tmp_path, 2)
     (indices, gradients), (other_indices, other_gradients) = (torch.load(tmp_path / f"rank{r}") for r in range(2))
     assert set(indices.flatten().tolist()) == {2, 3}
     assert set(other_indices.flatten().tolist()) == {0, 1}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two real processes over gloo train the network that one process with their images together trains.
+"""Two and four real processes over gloo train the network that one process with their images together trains.
 
 In double precision: in single precision, networks this deep at images this small drift apart within a few steps, also
 in one process, as soon as a sum is taken in another order.
@@ -7,6 +7,10 @@ in one process, as soon as a sum is taken in another order.
 
 import json
 import os
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from moe_vision import create_model
 from moe_vision.data import ShapeScenes
@@ -42,14 +46,14 @@ class OneWithObjects(ShapeScenes):
 class Run(NamedTuple):
     task: str
     data: Any
-    images: int  # a forward, on both ranks together
+    images: int  # a forward, on all ranks together
     settings: dict[str, Any] | None = None
 
 
 RUNS = {
     # Batches of 4 and 1: the second rank has none of the last.
     "detect": Run("detect", ShapeScenes(5, 64), 4),
-    "a rank without objects": Run("detect", OneWithObjects(4, 64), 2),
+    "ranks without objects": Run("detect", OneWithObjects(5, 64), 4),
     "segment": Run("segment", MaskedScenes(5, 64), 4),
     "classify": Run("classify", Textures(), 6, {"soft": "relaxed"}),
     # Batches of 2 + 2 and 1: the last step has one batch, of one image.
@@ -57,8 +61,8 @@ RUNS = {
 }
 
 
-def fit(run: Run, out: Path, ranks: int, *, spoilt: int = 0) -> tuple[State, State, State]:
-    """Train for an epoch, one forward perhaps with NaN; return the state before, the state after and its average."""
+def fit(run: Run, out: Path, ranks: int, *, spoilt: int = 0, killed: int = 0) -> tuple[State, State, State]:
+    """Train for an epoch, one forward with NaN or the last; return the state before and after, and its average."""
     torch.manual_seed(0)
     classes = run.data.classes
     model = create_model("yolo_master_n", task=run.task, num_classes=len(classes), class_names=classes).double()
@@ -72,6 +76,8 @@ def fit(run: Run, out: Path, ranks: int, *, spoilt: int = 0) -> tuple[State, Sta
     def prepare(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         nonlocal forwards
         forwards += 1
+        if forwards == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
         return (inputs[0].double() * (float("nan") if forwards == spoilt else 1),)
 
     trainer.model.register_forward_pre_hook(prepare)
@@ -79,22 +85,33 @@ def fit(run: Run, out: Path, ranks: int, *, spoilt: int = 0) -> tuple[State, Sta
     return before, model.state_dict(), trainer.ema.module.state_dict()
 
 
-def train_rank(rank: int, names: list[str], folder: Path, spoilt: int) -> None:
-    """Train on one of two ranks; forward number ``spoilt`` of the second gets NaN."""
+def join(rank: int, ranks: int, rendezvous: Path) -> None:
     torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     os.environ.update({name: str(value) for name, value in place.items()})
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+
+
+def start(function: Callable[..., None], ranks: int, *args: Any, join: bool = True) -> Any:
+    """Run a function in processes, forked from one that has imported what they need, which saves time."""
+    set_forkserver_preload([__name__])
+    return start_processes(function, (ranks, *args), nprocs=ranks, join=join, start_method="forkserver")
+
+
+def train_rank(rank: int, ranks: int, names: list[str], folder: Path, spoilt: int) -> None:
+    """Train on one of the ranks; forward number ``spoilt`` of the second gets NaN."""
     for name in names:
-        dist.init_process_group("gloo", init_method=f"file://{folder / name}.rendezvous", rank=rank, world_size=2)
-        torch.save(norm_results(rank), folder / f"norms.rank{rank}")
-        _, weights, average = fit(RUNS[name], folder / name, 2, spoilt=spoilt * rank)
+        join(rank, ranks, folder / f"{name}.rendezvous")
+        if ranks == 2:
+            torch.save(norm_results(rank), folder / f"norms.rank{rank}")
+        _, weights, average = fit(RUNS[name], folder / name, ranks, spoilt=spoilt if rank == 1 else 0)
         torch.save((weights, average), folder / f"{name}.rank{rank}")
 
 
-def train_ranks(folder: Path, *names: str, spoilt: int = 0) -> list[dict[str, tuple[State, State]]]:
-    """Train on two ranks; return for each the state and its average by the name of the run."""
-    spawn(train_rank, (list(names), folder, spoilt), nprocs=2)
-    return [{name: torch.load(folder / f"{name}.rank{rank}") for name in names} for rank in range(2)]
+def train_ranks(folder: Path, *names: str, spoilt: int = 0, ranks: int = 2) -> list[dict[str, tuple[State, State]]]:
+    """Train on several ranks; return for each the state and its average by the name of the run."""
+    start(train_rank, ranks, list(names), folder, spoilt)
+    return [{name: torch.load(folder / f"{name}.rank{rank}") for name in names} for rank in range(ranks)]
 
 
 def read_log(out: Path) -> dict[str, Any]:
@@ -183,6 +200,34 @@ def test_two_processes_train_as_one_whatever_the_task(tmp_path: Path) -> None:
     # Half of the images a step lead elsewhere.
     half = Run("classify", Textures(), 3, RUNS["classify"].settings)
     assert distance(fit(half, tmp_path / "half", 1)[1], ranks[0]["classify"][0]) > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_four_processes_train_as_one(tmp_path: Path) -> None:
+    """One image a rank, of which one has objects, and none in the last batch for three of them."""
+    ranks = train_ranks(tmp_path, "ranks without objects", ranks=4)
+    assert_as_one("ranks without objects", tmp_path, ranks)
+
+
+def lose_rank(rank: int, ranks: int, folder: Path) -> None:
+    """Train until the last rank is killed in the second step."""
+    join(rank, ranks, folder / "rendezvous")
+    fit(RUNS["detect"], folder / "out", ranks, killed=2 if rank == ranks - 1 else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_that_is_killed_ends_the_others(ranks: int, tmp_path: Path) -> None:
+    *others, killed = start(lose_rank, ranks, tmp_path, join=False).processes
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    start_of_wait = time.monotonic()
+    for other in others:
+        other.join(60)
+    assert [other.exitcode for other in others] == [1] * (ranks - 1)  # with an exception, not by a hand from outside
+    assert time.monotonic() - start_of_wait < 60
 
 
 @pytest.mark.slow

@@ -75,7 +75,9 @@ def trace(module: nn.Module, example: Tensor, sizes: dict[int, Any], dtype: torc
         try:
             return torch.export.export(Flat(module, dtype), (example,), dynamic_shapes=(sizes,))
         except Exception as error:  # whatever the module's own code raises
-            raise ValueError(f"module can't be traced by torch.export: {str(error).splitlines()[0]}") from error
+            # A map of one cell is taken to be of that size for ever.
+            mend = "; give an example of at least 64 x 64" if sizes and min(example.shape[2:]) < 64 else ""
+            raise ValueError(f"module can't be traced by torch.export: {str(error).splitlines()[0]}{mend}") from error
 
 
 def to_onnx(program: ExportedProgram, output_names: list[str], sizes: dict[int, Any]) -> "onnx_ir.Model":

@@ -252,7 +252,7 @@ class DepthwiseExperts(nn.ModuleList):
     def _kernels(self) -> Tensor:
         """Stack the depthwise kernels to (E, C, 1, k, k), padded with zeros to the largest k; the padding is exact."""
         largest = max(self.kernel_sizes)
-        kernels = [expert.conv_dw.weight for expert in cast(list[SeparableExpert | DepthwiseExpert], list(self))]
+        kernels = [expert.conv_dw.weight for expert in cast("list[SeparableExpert | DepthwiseExpert]", list(self))]
         margins = [(largest - size) // 2 for size in self.kernel_sizes]
         padded = [F.pad(k, [m] * 4) if m else k for k, m in zip(kernels, margins, strict=True)]
         return torch.stack(padded)

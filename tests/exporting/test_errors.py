@@ -94,6 +94,9 @@ def test_an_operator_without_a_form_is_named_with_its_layer(earlier: Path) -> No
         export(net, earlier, example=torch.rand(1, 3, 8, 8))
     with pytest.raises(ValueError, match=r"module can't be traced by torch.export: Could not guard on data"):
         export(Branching(), earlier, example=torch.rand(1, 3, 8, 8))
+    small = nn.Sequential(nn.Conv2d(3, 4, 32, 32), nn.Conv2d(4, 4, 3, padding=1))
+    with pytest.raises(ValueError, match=r"can't be traced .*; give an example of at least 64 x 64"):
+        export(small, earlier, example=torch.rand(1, 3, 32, 32))
     with pytest.raises(ValueError, match="module must return a tensor, or a tuple or dict of tensors, got str"):
         export(Returning("text"), earlier, example=torch.rand(1, 3, 8, 8))
     assert_untouched(earlier)

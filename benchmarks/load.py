@@ -49,7 +49,7 @@ def images(chance: random.Random) -> Tensor:
 
 
 def threads(count: int, seed: int) -> dict[str, Any]:
-    """Run forwards in threads, each on its own images, and compare outputs with those of one thread."""
+    """Run forwards in threads, each on its own images, and compare outputs and records with those of one thread."""
     torch.manual_seed(seed)
     model = trained(create_model("yolo_master_n", num_classes=3))
     layers = list(esmoe_layers(model).values())
@@ -59,12 +59,10 @@ def threads(count: int, seed: int) -> dict[str, Any]:
 
     @torch.no_grad()
     def forward(place: int) -> list[Tensor]:
-        return list(model(batches[place]))
+        output = model(batches[place])
+        return [*output, *(value for layer in layers for value in layer.routing)]
 
-    expected, routes = [], set()
-    for place in range(THREADS):
-        expected.append(forward(place))
-        routes |= {tuple(map(tuple, layer.routing.indices.tolist())) for layer in layers}
+    expected = [forward(place) for place in range(THREADS)]
 
     def check(place: int) -> int:
         results = (forward(place) for _ in range(count // THREADS))
@@ -72,6 +70,7 @@ def threads(count: int, seed: int) -> dict[str, Any]:
 
     with ThreadPoolExecutor(THREADS) as pool:
         wrong = sum(pool.map(check, range(THREADS)))
+    routes = {tuple(map(tuple, result[-1].tolist())) for result in expected}
     return {"threads": THREADS, "wrong": wrong, "different_routes": len(routes)}
 
 

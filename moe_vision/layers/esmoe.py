@@ -2,6 +2,7 @@
 """ESMoE: router, gate, experts and norm in one layer."""
 
 from collections.abc import Sequence
+from threading import local
 from typing import Any, cast
 
 import torch
@@ -56,9 +57,9 @@ class ESMoE(nn.Module):
         router: The `DynamicRouter`; ``layer.router(x)`` are the logits.
         gate: The `TopKGate`; assign a `TopPGate` to let each image decide how many experts it needs.
         experts: The `DepthwiseExperts`; ``layer.experts[i]`` is one of them.
-        routing: The `Routing` of the last forward, or None. It is part of that forward's graph, assigned and never
-            accumulated, is not recorded while exporting, and stays out of copies, pickles and the state_dict. Of
-            threads that share a layer it is the last one's.
+        routing: The `Routing` of the last forward in this thread, or None. It is part of that forward's graph,
+            assigned and never accumulated, is not recorded while exporting, and stays out of copies, pickles and the
+            state_dict.
 
     Shape:
         - Input: (B, in_channels, H, W)
@@ -124,7 +125,7 @@ class ESMoE(nn.Module):
         self.out_channels = out_channels
         self.dispatch: DispatchMode = dispatch
         self.residual = residual
-        self.routing: Routing | None = None
+        self._record = local()
 
         self.router: nn.Module = DynamicRouter(in_channels, num_experts, reduction=reduction, **dd)
         self.gate: TopKGate | TopPGate = TopKGate(top_k, soft)
@@ -149,11 +150,20 @@ class ESMoE(nn.Module):
             # take half of what is left, and networks learn far slower.
             nn.init.ones_(offset)
 
+    @property
+    def routing(self) -> Routing | None:
+        """What the last forward in this thread decided, or None."""
+        return getattr(self._record, "routing", None)
+
+    @routing.setter
+    def routing(self, routing: Routing | None) -> None:
+        self._record.routing = routing
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixture of the experts that each image selects."""
         check_feature_map(x, self.in_channels)
         routing = self.gate(self.router(x))
-        if not torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting():  # PyTorch 2.9 says both
             self.routing = routing
         y = mixture(x, routing, self.experts, "dense" if self.gate.all_take_part else self.dispatch)
         if self.shared_expert is not None:
@@ -173,7 +183,12 @@ class ESMoE(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the record of the last forward out of copies and pickles: tensors of a graph can't be copied."""
-        return {**self.__dict__, "routing": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_record"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Start without a record."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._record = local()
 
 
 def esmoe_layers(model: nn.Module) -> dict[str, ESMoE]:

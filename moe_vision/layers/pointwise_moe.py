@@ -5,6 +5,8 @@ It differs from `ESMoE` in its parts alone: gate, executors, record and losses a
 networks; the paper (arXiv 2512.23273) does not describe it. Axes: B images, E experts, K selected experts, C channels.
 """
 
+from threading import local
+
 from torch import nn
 
 from moe_vision._types import DispatchMode, LayerFactory, SoftMode
@@ -60,7 +62,7 @@ class PointwiseMoE(ESMoE):
         self.in_channels = self.out_channels = channels
         self.dispatch = dispatch
         self.residual = False
-        self.routing = None
+        self._record = local()
 
         self.router = PooledRouter(channels, num_experts, norm_layer=norm_layer)
         self.gate = TopKGate(top_k, soft)

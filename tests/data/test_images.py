@@ -54,6 +54,7 @@ def test_images_are_turned_upright_everywhere(tmp_path: Path, orientation: int, 
     assert image_size(path) == expected.shape[:2]
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # so says Pillow
 @pytest.mark.parametrize(
     "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )

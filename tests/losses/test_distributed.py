@@ -35,7 +35,7 @@ def start(function: Callable[..., None], folder: Path, ranks: int) -> None:
     start_processes(function, (folder, ranks), nprocs=ranks, start_method="forkserver")
 
 
-def join(rank: int, folder: Path, ranks: int) -> None:
+def join(rank: int, folder: Path, ranks: int = 2) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
 

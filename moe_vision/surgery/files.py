@@ -87,16 +87,16 @@ def load_swapped(folder: str | Path, model: nn.Module | None = None) -> nn.Modul
         record = json.loads((folder / RECIPE).read_text())
         if record["format"] != FORMAT:
             raise ValueError(f"format must be {FORMAT!r}, got {record['format']!r}")
-        recipe = SwapRecipe.from_json(json.dumps(record["recipe"]))
+        arguments, recipe = record["arguments"], SwapRecipe.from_json(json.dumps(record["recipe"]))
         weights = load_file(folder / WEIGHTS)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} must hold a swapped model: {error}") from error
     if recipe.num_experts > len(weights):
         raise ValueError(f"{folder} must hold a swapped model: {recipe.num_experts} experts in {len(weights)} tensors")
-    if model is None and not record["arguments"]:
+    if model is None and not arguments:
         raise ValueError(f"model must be given, since {folder} holds one that timm does not build, got None")
     try:
-        model = _rebuilt(record["arguments"], recipe, weights, model)
+        model = _rebuilt(arguments, recipe, weights, model)
     except ValueError as error:
         raise ValueError(f"{folder} must hold a swapped model: {error}") from error
     model.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))

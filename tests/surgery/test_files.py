@@ -55,6 +55,9 @@ def test_damaged_files(swapped: tuple[nn.Module, SwapRecipe], tmp_path: Path) ->
     (tmp_path / "swap.json").write_text(json.dumps({**record, "format": "else"}))
     with pytest.raises(ValueError, match="must hold a swapped model: format must be 'moe_vision-swap-1', got 'else'"):
         load_swapped(tmp_path)
+    (tmp_path / "swap.json").write_text(json.dumps({name: record[name] for name in ("format", "recipe")}))
+    with pytest.raises(ValueError, match="must hold a swapped model: 'arguments'"):
+        load_swapped(tmp_path)
     (tmp_path / "swap.json").write_text(json.dumps({**record, "arguments": {}}))
     with pytest.raises(ValueError, match="model must be given"):
         load_swapped(tmp_path)

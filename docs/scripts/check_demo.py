@@ -34,6 +34,11 @@ def result_of(page: Page) -> dict[str, Any]:
     return page.evaluate("document.querySelector('.demo').found")
 
 
+def expect_result(page: Page) -> None:
+    """Have `result_of` wait for what comes next, and not take what the page still shows for it."""
+    page.evaluate("document.querySelector('.demo').dataset.state = 'waiting'")
+
+
 def compare(found: dict[str, Any], picture: Path, runner: Runner, page: Page) -> None:
     """Raise AssertionError where the page differs from the runner, or shows something else than it found."""
     (expected,) = runner.predict(picture)
@@ -79,8 +84,10 @@ def check_results(browser: Browser, address: str, site: Path, other: Path) -> No
     page.goto(f"{address}/demo/")
     result_of(page)
     for number, name in enumerate(("few", "some", "many")):
+        expect_result(page)
         page.locator(".demo-samples button").nth(number).click()
         compare(result_of(page), folder / f"{name}.jpg", runner, page)
+    expect_result(page)
     page.set_input_files(".demo-file", other)
     compare(result_of(page), other, runner, page)
     page.set_input_files(".demo-file", site / "index.html")

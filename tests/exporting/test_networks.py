@@ -154,14 +154,12 @@ def test_segmenter_with_suppression(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    # With the detector above: each scale with each task, all variants, forms and precisions.
+    # With the detector above: every task, variant, form and precision, and a second scale.
     ("scale", "task", "variant", "settings"),
     [
         ("n", "segment", "esmoe", {"half": True}),
         ("n", "classify", "paper", {}),
         ("s", "detect", "v0_1", {"sparse": "dense", "half": True}),
-        ("s", "segment", "paper", {"half": True}),
-        ("s", "classify", "esmoe", {"sparse": "dense"}),
     ],
 )
 def test_networks(scale: str, task: str, variant: str, settings: dict[str, Any], tmp_path: Path) -> None:

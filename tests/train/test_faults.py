@@ -55,7 +55,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # The weights are 11 MB, the state of the optimizer twice that.
-@pytest.mark.parametrize(("size", "file"), [(1_000_000, "last.safetensors"), (15_000_000, "state-2")])
+@pytest.mark.parametrize(
+    ("size", "file"), [(1_000_000, "last.safetensors"), pytest.param(15_000_000, "state-2", marks=pytest.mark.slow)]
+)
 def test_a_full_disk_leaves_the_last_whole_state(size: int, file: str, tmp_path: Path, uninterrupted: Path) -> None:
     trainer = make_trainer(tmp_path, epochs=2)
     with files_up_to(size) as fill:
@@ -83,6 +85,7 @@ class KilledOnce(ShapeScenes):
         return super().__getitem__(index)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run(
     tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

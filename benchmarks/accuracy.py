@@ -106,6 +106,7 @@ EXPERIMENTS = {
             "none": DENSE_TWIN,
             "esmoe": Cell({"variant": "esmoe"}),
             "efficientnet_lite0": PRETRAINED,
+            "efficientnet_lite0 dfl": Cell({**PRETRAINED.network, "dfl": True}),
             # How fast what the backbone knows may change.
             **{
                 f"efficientnet_lite0 lr {scale}": Cell(PRETRAINED.network, {"backbone_lr_scale": scale})
@@ -152,7 +153,7 @@ def run_cell(name: str, cell: Cell, seed: int, experiment: Experiment, options: 
     Trainer(model, learnt, None, out, settings, resume=options.resume).fit()
     minutes = (time.perf_counter() - start) / 60
 
-    model = load_checkpoint(out / "last.safetensors")
+    model = load_checkpoint(out / "last.safetensors").to("cuda" if torch.cuda.is_available() else "cpu")
     with RoutingMonitor(model) as monitor:
         found = examine(model, "auto", held_out, experiment, settings)
     return {

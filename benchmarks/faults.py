@@ -9,9 +9,11 @@ Writes benchmarks/results/faults-NAME.json::
     python benchmarks/faults.py worker --tries 4
     python benchmarks/faults.py disk
     python benchmarks/faults.py rank --tries 4
+    python benchmarks/faults.py overflow     (in fp16, which needs a GPU)
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -26,6 +28,11 @@ from typing import Any
 
 from fault_run import PHASES, Run, children, same, wait_some_of
 from measure import write_result
+
+from moe_vision import create_model
+from moe_vision.data import ShapeScenes
+from moe_vision.models import load_checkpoint
+from moe_vision.train import Trainer, TrainSettings
 
 Rows = list[dict[str, Any]]
 DISKS = (30, 70, 90, 108)  # MiB: too small for the first state, the next checkpoint, the next state, its last file
@@ -165,18 +172,39 @@ def rank(runs: Runs, tries: int) -> Rows:
     return rows
 
 
+def overflow(folder: Path, epochs: int) -> Rows:
+    """Train in fp16 until steps overflow: the loss scale starts at 65536 and doubles every fourth step that is made."""
+    scenes = ShapeScenes(32, 64)
+    model = create_model("yolo_master_n", num_classes=len(scenes.classes), class_names=scenes.classes)
+    settings = TrainSettings(epochs=epochs, image_size=64, batch_size=4, num_workers=0, precision="fp16", mosaic=0.0)
+    trainer = Trainer(model, scenes, scenes, folder / "out", settings)
+    trainer.accelerator.scaler.set_growth_interval(4)
+    metrics = trainer.fit()
+    lines = [json.loads(line) for line in (folder / "out" / "log.jsonl").read_text().splitlines()]
+    averaged = load_checkpoint(folder / "out" / "last.safetensors").state_dict().values()
+    steps, skipped = lines[-1]["step"], sum(line["skipped_steps"] for line in lines)
+    finite = all(bool(tensor.isfinite().all()) for tensor in (*model.state_dict().values(), *averaged))
+    losses = [round(sum(line["loss"].values()), 3) for line in (lines[0], lines[-1])]
+    row = {"fault": "fp16 overflow", "steps": steps, "skipped": skipped, "finite": finite, "loss": losses}
+    print(row | {"map50": metrics["map50"]}, flush=True)
+    return [row]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     faults = {"kill": kill, "interrupt": interrupt, "worker": worker, "disk": disk, "rank": rank}
-    parser.add_argument("fault", choices=faults, help="what befalls the runs")
+    parser.add_argument("fault", choices=[*faults, "overflow"], help="what befalls the runs")
     parser.add_argument("--tries", type=int, default=4, help="how often (%(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of a run, of two steps each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (%(default)s)")
     options = parser.parse_args()
     workers = 2 if options.fault in ("interrupt", "worker") else 0
     with tempfile.TemporaryDirectory() as folder:
-        runs = Runs(Path(folder), options.epochs, options.seed, num_workers=workers)
-        rows = faults[options.fault](runs, options.tries)
+        if options.fault == "overflow":
+            rows = overflow(Path(folder), options.epochs)
+        else:
+            runs = Runs(Path(folder), options.epochs, options.seed, num_workers=workers)
+            rows = faults[options.fault](runs, options.tries)
     print("written to", write_result(f"faults-{options.fault}", rows, network="yolo_master_n at 64 pixels").name)
 
 

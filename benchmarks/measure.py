@@ -81,7 +81,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_folder, sys.argv[1:])]),
         "date": date.today().isoformat(),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), **_gpu()},
         # Threads and allocator: https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(("MALLOC_", "OMP_", "GOMP_"))},
         "versions": {"python": platform.python_version(), **{p: version(p) for p in ("moe-vision", "torch")}},
@@ -98,6 +98,10 @@ def _write(name: str, record: dict[str, Any]) -> Path:
 def _without_folder(argument: str) -> str:
     """Shorten a path: where somebody keeps data is no part of the record."""
     return Path(argument).name if Path(argument).is_absolute() else argument
+
+
+def _gpu() -> dict[str, str]:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _cpu() -> str:

@@ -35,13 +35,17 @@ def write_tables(tables: Mapping[str, Callable[[Sequence[Row]], str]]) -> None:
 def circumstances(record: Row) -> str:
     """Say on what the rows were measured, each machine and version once."""
     sources = [record] if "machine" in record else record["rows"]
-    places = {f"{row['machine']['cpu']}, {row['machine']['cores']} cores" for row in sources}
+    places = {_machine(**row["machine"]) for row in sources}
     versions = {f"{name} {number}" for row in sources for name, number in row["versions"].items()}
     versions |= {row["peers"] for row in sources if "peers" in row}
     versions |= {f"{name}={value}" for row in sources for name, value in row.get("environment", {}).items()}
     days = sorted({row["date"] for row in sources})
     period = " to ".join(dict.fromkeys((days[0], days[-1])))
     return f"{'; '.join(sorted(places))}; {', '.join(sorted(versions))}; {period}."
+
+
+def _machine(cpu: str, cores: int, gpu: str = "", **_: Any) -> str:
+    return f"{cpu}, {cores} cores" + (f", {gpu}" if gpu else "")
 
 
 def esmoe(rows: Sequence[Row]) -> str:
@@ -134,6 +138,18 @@ def training(rows: Sequence[Row]) -> str:
     return markdown(lines)
 
 
+def gpu(rows: Sequence[Row]) -> str:
+    """Tabulate the milliseconds on a GPU: called from Python, and replayed as a CUDA graph."""
+    columns = ("dense", "grouped", "static", "none")
+    graphs = [f"{name}, graph" for name in columns if name != "grouped"]
+    lines = [["what", "batch", "type", *columns, *graphs]]
+    for row in sorted(rows, key=lambda row: (row["what"], row["batch"], row["type"])):
+        size = f"{row['channels']} x {row['size']}²" if row["what"] == "block" else f"{row['what']}, {row['size']}²"
+        times = [f"{row['ms'][name]['median']:.2f}" if name in row["ms"] else "-" for name in (*columns, *graphs)]
+        lines.append([size, str(row["batch"]), row["type"], *times])
+    return markdown(lines)
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; the first line has the titles."""
     ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
@@ -162,6 +178,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "scaling": scaling,
     "executors": executors,
     "training": training,
+    "gpu": gpu,
 }
 
 

@@ -124,3 +124,18 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float | None = None
     if expected.numel():
         scale = expected.abs().max().clamp(min=1e-3).item()
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * scale)
+
+
+def count_calls(layer: ESMoE) -> list[int]:
+    """Return a list that counts the calls of each expert from now on."""
+    counts = [0] * len(layer.experts)
+
+    def counting(index: int) -> Any:
+        def hook(*_: object) -> None:
+            counts[index] += 1
+
+        return hook
+
+    for index, expert in enumerate(layer.experts):
+        expert.register_forward_hook(counting(index))
+    return counts

@@ -5,6 +5,7 @@ Fake tensors have a device, a shape and a type, but no values. Whatever asks for
 values, raises; so do a tensor on another device, and a copy between devices.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from moe_vision import ESMoE, auxiliary_loss, create_model
-from tests.strategies import KINDS, make_layer
+from tests.strategies import KINDS, count_calls, make_layer
 
 
 class OneDevice(TorchDispatchMode):
@@ -55,10 +56,21 @@ def make_network(task: str, dispatch: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dispatch", ["static", "dense"])
+@pytest.mark.parametrize("dispatch", ["auto", "static", "dense"])
 def test_layer(dispatch: str, kind: str) -> None:
     settings = {"expert": kind, "shared_expert": True, "residual": True}
     run(make_layer(16, dispatch=dispatch, **settings), (4, 16, 8, 8))
+
+
+def test_auto_runs_the_selected_experts_on_a_gpu_where_norms_allow_it() -> None:
+    layer = make_layer(16, norm_layer=partial(nn.GroupNorm, 2))  # whose statistics are each image's own: all run
+    counts = count_calls(layer)
+    run(layer, (4, 16, 8, 8))
+    assert counts == [1, 1, 1, 1]
+    layer = make_layer(16)  # whose selected experts run as one, none of them by itself
+    counts = count_calls(layer)
+    run(layer, (4, 16, 8, 8))
+    assert counts == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("soft", ["masked", "relaxed", "straight_through"])
@@ -70,6 +82,7 @@ def test_layer_in_training(soft: str) -> None:
 @pytest.mark.parametrize("task", ["detect", "segment", "classify"])
 def test_network(task: str) -> None:
     run(make_network(task, "static"), (2, 3, 64, 96))
+    run(make_network(task, "auto"), (2, 3, 64, 96))
     run(make_network(task, "auto").train(), (2, 3, 64, 96))
 
 

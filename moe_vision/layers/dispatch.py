@@ -8,7 +8,7 @@ They differ in which experts run and in what the hardware sees, never in the res
 | dense     | all, on all images             | fixed   | 0              | training, compiling, exporting         |
 | grouped   | the selected, a batch each     | by data | 1              | batches of small maps; sparse training |
 | per_image | the selected, an image at once | by data | 1              | large maps, single images on a CPU     |
-| static    | the selected, folded           | fixed   | 0              | CUDA graphs; any K of linear experts   |
+| static    | the selected, folded           | fixed   | 0              | GPUs, CUDA graphs; linear experts      |
 
 Axes: B images, E experts, K selected experts, C channels.
 """
@@ -31,9 +31,6 @@ DISPATCH_MODES: tuple[str, ...] = get_args(DispatchMode)
 # Elements of an image's feature map from which an image at a time is faster, since its features stay in the cache;
 # below it the calls cost more than they save. From benchmarks/results/executors.json (2 cores).
 PER_IMAGE_MIN_ELEMENTS = 64 * 80 * 80
-
-# Elements of a CUDA feature map from which half the expert work outweighs one host synchronisation; not yet measured.
-GROUPED_MIN_CUDA_ELEMENTS = 32 * 128 * 40 * 40
 
 Experts = DepthwiseExperts | PointwiseExperts
 Executor = Callable[[Tensor, Routing, Experts], Tensor]
@@ -162,10 +159,11 @@ def _choose(x: Tensor, routing: Routing, experts: Experts) -> Executor:
         return dense
     if experts.kind == "depthwise":
         return static
-    if routing.indices.shape[1] == len(experts):  # but the weights of some may be 0, see TopPGate
-        return dense if x.is_cuda else grouped
-    if x.is_cuda:
-        return grouped if x.numel() >= GROUPED_MIN_CUDA_ELEMENTS else dense
+    selects_all = routing.indices.shape[1] == len(experts)  # but the weights of some may be 0, see TopPGate
+    if x.is_cuda:  # nothing that waits for the host; see benchmarks/results/gpu.json
+        return dense if selects_all or not experts.can_gather() else static
+    if selects_all:
+        return grouped
     return per_image if x.shape[0] == 1 or x.shape[1:].numel() >= PER_IMAGE_MIN_ELEMENTS else grouped
 
 

@@ -239,8 +239,15 @@ class DepthwiseExperts(nn.ModuleList):
         depthwise = self._convolve(folded, kernels)
         height, width = depthwise.shape[2:]
         y = depthwise.view(batch, num_selected, -1, height * width)
-        y = gathered_pointwise(y, [(expert.conv_pw, expert.norm) for expert in experts], indices)
+        y = gathered_pointwise(y, self._pointwise_layers(), indices)
         return cast(Tensor, experts[0].act(y.view(*y.shape[:-1], height, width)))
+
+    def can_gather(self) -> bool:
+        """Tell whether `gathered` applies: separable experts whose norms have running statistics or are folded."""
+        return self.kind == "separable" and all(can_freeze(*layer) for layer in self._pointwise_layers())
+
+    def _pointwise_layers(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        return [(expert.conv_pw, expert.norm) for expert in cast(list[SeparableExpert], list(self))]
 
     def _share_weights(self) -> None:
         """Give every expert the weights of the first, and as its depthwise kernel the identity, whatever its size."""
@@ -284,13 +291,18 @@ def gathered_pointwise(x: Tensor, layers: Sequence[tuple[nn.Conv2d, nn.Module]],
     return y + biases[indices].unsqueeze(-1).to(y.dtype)  # autocast may have lowered the type of y
 
 
+def can_freeze(conv: nn.Conv2d, norm: nn.Module) -> bool:
+    """Tell whether a convolution and its norm are one affine map in eval, be the norm folded already or not."""
+    return (isinstance(norm, nn.Identity) and conv.bias is not None) or has_frozen_statistics(norm)
+
+
 def _frozen_layer(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution with its norm, be it folded already or not."""
-    if isinstance(norm, nn.Identity) and conv.bias is not None:
-        return conv.weight, conv.bias
-    if not has_frozen_statistics(norm):
+    if not can_freeze(conv, norm):
         raise ValueError(
             "dispatch must not be 'static' unless norm_layer is BatchNorm2d with running statistics, "
             f"got {type(norm).__name__}; use 'dense'"
         )
+    if isinstance(norm, nn.Identity):
+        return conv.weight, cast(Tensor, conv.bias)
     return folded_weights(conv, norm)

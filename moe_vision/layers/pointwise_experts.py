@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_vision._types import LayerFactory
 from moe_vision.layers.checks import check_positive
-from moe_vision.layers.experts import gathered_pointwise
+from moe_vision.layers.experts import can_freeze, gathered_pointwise
 from moe_vision.layers.fusion import fold_norm, in_place
 
 
@@ -94,9 +94,19 @@ class PointwiseExperts(nn.ModuleList):
 
         The weights of the selected experts are gathered. Statistics of the norms must be frozen.
         """
-        experts = cast(list[PointwiseExpert], list(self))
         height, width = x.shape[2:]
+        first, second = self._layers()
         y = x.flatten(2).unsqueeze(1)  # (B, 1, C, N)
-        y = gathered_pointwise(y, [(expert.conv1, expert.norm1) for expert in experts], indices)
-        y = gathered_pointwise(experts[0].act(y), [(expert.conv2, expert.norm2) for expert in experts], indices)
+        y = gathered_pointwise(y, first, indices)
+        y = gathered_pointwise(cast(PointwiseExpert, self[0]).act(y), second, indices)
         return y.view(*y.shape[:-1], height, width)
+
+    def can_gather(self) -> bool:
+        """Tell whether `gathered` applies: the norms have running statistics or are folded."""
+        return all(can_freeze(*layer) for layers in self._layers() for layer in layers)
+
+    def _layers(self) -> tuple[list[tuple[nn.Conv2d, nn.Module]], list[tuple[nn.Conv2d, nn.Module]]]:
+        experts = cast(list[PointwiseExpert], list(self))
+        return [(expert.conv1, expert.norm1) for expert in experts], [
+            (expert.conv2, expert.norm2) for expert in experts
+        ]

@@ -17,6 +17,7 @@ from tests.strategies import (
     KINDS,
     TOLERANCE,
     assert_same,
+    count_calls,
     feature_map_shapes,
     force_routing,
     freeze_norms,
@@ -34,21 +35,6 @@ def run(layer: ESMoE, x: Tensor, mode: str) -> Tensor:
     layer.dispatch = mode
     with torch.no_grad():
         return layer(x)
-
-
-def count_calls(layer: ESMoE) -> list[int]:
-    """Return a list that counts the calls of each expert from now on."""
-    counts = [0] * len(layer.experts)
-
-    def counting(index: int) -> Any:
-        def hook(*_: object) -> None:
-            counts[index] += 1
-
-        return hook
-
-    for index, expert in enumerate(layer.experts):
-        expert.register_forward_hook(counting(index))
-    return counts
 
 
 @pytest.mark.parametrize("mode", ["auto", *SPARSE])

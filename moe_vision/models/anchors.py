@@ -5,6 +5,7 @@ Axes: B images, N anchor points of all levels in the order P3, P4, P5 and row by
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 STRIDES = (8, 16, 32)
@@ -42,6 +43,8 @@ def anchor_points(sizes: list[tuple[int, int]], device: torch.device) -> tuple[T
 def decode_boxes(sides: Tensor, bins: Tensor, points: Tensor, strides: Tensor) -> Tensor:
     """Turn the distributions over the box sides into boxes, by their expectation (eq. 4 of arXiv 2006.04388).
 
+    One bin is no distribution: with R = 1 the number itself stands for the distance, made positive by a softplus.
+
     Args:
         sides: Logits of the distance to each side, (B, N, 4, R).
         bins: Distance that each bin stands for, in strides, (R,).
@@ -58,7 +61,9 @@ def decode_boxes(sides: Tensor, bins: Tensor, points: Tensor, strides: Tensor) -
         >>> decode_boxes(even, torch.arange(3.0), torch.tensor([[12.0, 20.0]]), torch.tensor([8.0]))
         tensor([[[ 4., 12., 20., 28.]]])
     """
-    # A sum, not a matrix product, which autocast would run in half precision.
-    distances = (sides.float().softmax(dim=-1) * bins).sum(dim=-1) * strides[:, None]
-    left_top, right_bottom = distances.chunk(2, dim=-1)
+    if len(bins) == 1:
+        distances = F.softplus(sides[..., 0].float())
+    else:  # a sum, not a matrix product, which autocast would run in half precision
+        distances = (sides.float().softmax(dim=-1) * bins).sum(dim=-1)
+    left_top, right_bottom = (distances * strides[:, None]).chunk(2, dim=-1)
     return torch.cat([points - left_top, points + right_bottom], dim=-1)

@@ -40,7 +40,8 @@ class YOLOMasterConfig:
             ``independent``).
         shared_expert: Add a shared expert to each ES-MoE block (``pointwise`` blocks always have one).
         residual: Add its input to each ES-MoE block's output.
-        reg_max: Bins of the distribution over each box side, in strides of the level.
+        reg_max: Bins of the distribution over each box side, in strides of the level; 1 for a number in place of a
+            distribution.
         dfl: Train the distribution with the distribution focal loss.
         kept_experts: Of blocks that were pruned, by their names in the network: the experts that stayed, as
             `moe_vision.prune` records them.

@@ -70,7 +70,7 @@ class DetectHead(nn.Module):
     Args:
         in_channels: Channels of the three levels.
         num_classes: Number of classes.
-        reg_max: Bins R of a box side.
+        reg_max: Bins R of a box side; 1 for a number in place of a distribution.
 
     Shape:
         - Input: three maps (B, C_l, H / stride_l, W / stride_l)

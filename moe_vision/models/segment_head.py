@@ -71,7 +71,7 @@ class SegmentHead(nn.Module):
         in_channels: Channels of the three levels.
         num_classes: Number of classes.
         prototype_width: Channels of the layers before the prototypes.
-        reg_max: Bins R of a box side.
+        reg_max: Bins R of a box side; 1 for a number in place of a distribution.
 
     Shape:
         - Input: three maps (B, C_l, H / stride_l, W / stride_l)

@@ -24,6 +24,15 @@ class TestDetectHead(HeadContract):
         assert not head.bins.requires_grad
 
 
+class TestDetectHeadWithoutDistribution(HeadContract):
+    in_channels = (64, 128, 128)
+    num_classes = 3
+
+    def make(self) -> nn.Module:
+        torch.manual_seed(0)
+        return DetectHead(self.in_channels, self.num_classes, reg_max=1)
+
+
 class TestSegmentHead(HeadContract):
     in_channels = (64, 128, 128)
     num_classes = 3
@@ -100,6 +109,13 @@ def test_decoding_takes_the_expectation() -> None:
     sides = torch.stack([left, top, right, bottom])[None, None]
     boxes = decode_boxes(sides, torch.arange(4.0), torch.tensor([[40.0, 24.0]]), torch.tensor([16.0]))
     assert boxes[0, 0].tolist() == pytest.approx([40 - 28, 24, 40 + 16, 24 + 48])
+
+
+def test_a_single_bin_is_the_distance() -> None:
+    # softplus(log(e^d - 1)) = d: distances of 1, 2, 3 and 0.5 strides of 8 = 8, 16, 24 and 4 pixels
+    sides = torch.tensor([1.0, 2.0, 3.0, 0.5]).expm1().log().view(1, 1, 4, 1)
+    boxes = decode_boxes(sides, torch.arange(1.0), torch.tensor([[40.0, 24.0]]), torch.tensor([8.0]))
+    assert boxes[0, 0].tolist() == pytest.approx([40 - 8, 24 - 16, 40 + 24, 24 + 4])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

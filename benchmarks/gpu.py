@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time on a GPU: an ES-MoE block with each executor, the network and its dense twin; as built, and as CUDA graphs.
+"""Time on a GPU: an ES-MoE block with each executor, the network and its dense twin; from Python, and as CUDA graphs.
 
 A graph replays its kernels without the host, so it shows what the GPU does; only executors that ask for no value on
-the host (`dense`, `static`) can be captured. The images of a batch select all pairs of experts in turn. Each case is a
-row of benchmarks/results/gpu.json.
+the host (`dense`, `static`) can be captured. All are fused. The images of a batch select all pairs of experts in turn.
+Each case is a row of benchmarks/results/gpu.json.
 
     python benchmarks/gpu.py [--rounds 20]
 """

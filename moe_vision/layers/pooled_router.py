@@ -64,7 +64,7 @@ class PooledRouter(nn.Module):
         check_feature_map(x, self.in_channels)
         with without_autocast(x):
             x = x.to(self.conv1.weight.dtype)
-            large = torch.sym_min(x.shape[2], x.shape[3]) > POOL
+            large = (x.shape[2] > POOL) & (x.shape[3] > POOL)
             if torch.compiler.is_exporting() and isinstance(large, torch.SymBool):  # a graph for maps of any size
                 return cast(Tensor, torch.cond(cast(bool, large), self._pooled, self._whole, (x,)))
             return self._pooled(x) if large else self._whole(x)

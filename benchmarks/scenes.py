@@ -10,6 +10,10 @@ experts used and number of objects. When all cells of a seed have learnt, they a
 one at a time.
 
     python benchmarks/scenes.py [--cells "top-p 2.0" "fixed 2"] [--seeds 0 1 2] [--scenes 1024] [--epochs 20]
+    python benchmarks/scenes.py --data BCCD --image-size 256 --epochs 15
+
+The second learns photographs in place of generated scenes, with the trainer's own recipe; its rows are in
+scenes-FOLDER.json.
 """
 
 import argparse
@@ -25,13 +29,14 @@ from measure import RESULTS, merge_row
 from torch import Tensor
 
 from moe_vision import create_model, fuse
-from moe_vision.data import DetectionPipeline, ShapeScenes, build_loader
+from moe_vision.data import DetectionPipeline, ShapeScenes, build_loader, open_dataset
+from moe_vision.data.readers.detection_reader import DetectionReader
 from moe_vision.diagnostics import RoutingMonitor, compare_latency, count_expert_flops
 from moe_vision.layers.esmoe import esmoe_layers
 from moe_vision.models import YOLOMaster, load_checkpoint
 from moe_vision.train import Trainer, TrainSettings, evaluate
 
-IMAGE_SIZE = 160
+Scenes = ShapeScenes | DetectionReader
 P = 0.7
 NETWORKS: dict[str, dict[str, Any]] = {
     **{f"fixed {k}": {"top_k": k} for k in (1, 2, 3, 4)},
@@ -46,20 +51,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+RECIPE_OF_SCENES: dict[str, Any] = {"batch_size": 8, "lr": 4e-3, "mosaic": 0.0, "warmup_epochs": 1}
+RECIPE_OF_PHOTOGRAPHS: dict[str, Any] = {"close_mosaic": 3}
+
+
 def run_cell(cell: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    learnt = ShapeScenes(options.scenes, IMAGE_SIZE, seed=seed)
-    held_out = ShapeScenes(options.held_out, IMAGE_SIZE, seed=1000)
+    learnt, held_out = open_data(seed, options)
     settings = TrainSettings(
         epochs=options.epochs,
         eval_every=options.epochs,
-        image_size=IMAGE_SIZE,
-        batch_size=8,
-        lr=4e-3,
-        mosaic=0.0,
-        warmup_epochs=1,
+        image_size=options.image_size,
         budget=options.budget,
         num_workers=0,
         seed=seed,
+        **(RECIPE_OF_PHOTOGRAPHS if options.data else RECIPE_OF_SCENES),
         **SETTINGS.get(cell, {}),
     )
     set_seed(seed)
@@ -67,28 +72,39 @@ def run_cell(cell: str, seed: int, options: argparse.Namespace) -> dict[str, Any
     model = create_model("yolo_master_n", num_classes=len(classes), class_names=classes, **NETWORKS[cell])
     Trainer(model, learnt, None, weights_of(cell, seed, options).parent, settings).fit()
     model = load_checkpoint(weights_of(cell, seed, options))
-    metrics = evaluate(model, held_out, image_size=IMAGE_SIZE)
+    metrics = evaluate(model, held_out, image_size=options.image_size)
     return {
         "cell": cell,
         "seed": seed,
-        "scenes": options.scenes,
+        "scenes": len(learnt),
         "epochs": options.epochs,
         "budget": options.budget,
         **{name: round(metrics[name], 4) for name in ("map", "map50")},
-        **examine(model, held_out),
+        **examine(model, held_out, options.image_size),
     }
 
 
+def open_data(seed: int, options: argparse.Namespace) -> tuple[Scenes, Scenes]:
+    """Return what is learnt, and what is held out."""
+    if options.data:
+        learnt, held_out = (open_dataset(options.data, split, task="detect") for split in ("train", "val+test"))
+        return learnt, held_out
+    return (
+        ShapeScenes(options.scenes, options.image_size, seed=seed),
+        ShapeScenes(options.held_out, options.image_size, seed=1000),
+    )
+
+
 @torch.no_grad()
-def examine(model: YOLOMaster, scenes: ShapeScenes) -> dict[str, Any]:
+def examine(model: YOLOMaster, scenes: Scenes, image_size: int) -> dict[str, Any]:
     """Return experts and operations an image, and how they go with the number of objects."""
     blocks = esmoe_layers(model)
-    rest, costs = count_expert_flops(model, (3, IMAGE_SIZE, IMAGE_SIZE))
+    rest, costs = count_expert_flops(model, (3, image_size, image_size))
     used: dict[str, list[Tensor]] = {name: [] for name in blocks}
     flops: list[Tensor] = []
     objects: list[int] = []
     with RoutingMonitor(model) as monitor:
-        for images, targets in build_loader(DetectionPipeline(scenes, IMAGE_SIZE), 16):
+        for images, targets in build_loader(DetectionPipeline(scenes, image_size), 16):
             monitor.announce(targets)
             model(images)
             objects += [len(target["labels"]) for target in targets]
@@ -129,8 +145,8 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 def time_cells(cells: list[str], seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Return the median milliseconds an image of each cell, fused, over the same held-out images in turn."""
-    scenes = DetectionPipeline(ShapeScenes(32, IMAGE_SIZE, seed=1000), IMAGE_SIZE)
-    images = [image[None] for image, _ in scenes]
+    scenes = DetectionPipeline(open_data(seed, options)[1], options.image_size)
+    images = [scenes[index][0][None] for index in range(min(32, len(scenes)))]
 
     def call(model: torch.nn.Module) -> Callable[[], object]:
         return lambda: [model(image) for image in images]
@@ -142,13 +158,19 @@ def time_cells(cells: list[str], seed: int, options: argparse.Namespace) -> dict
 
 
 def weights_of(cell: str, seed: int, options: argparse.Namespace) -> Path:
-    return Path(options.out / f"{cell.replace(' ', '-')}-{seed}" / "last.safetensors")
+    return Path(options.out / f"{results_name(options)}-{cell.replace(' ', '-')}-{seed}" / "last.safetensors")
+
+
+def results_name(options: argparse.Namespace) -> str:
+    return f"scenes-{options.data.name}" if options.data else "scenes"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", nargs="+", metavar="CELL", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each (%(default)s)")
+    parser.add_argument("--data", type=Path, help="folder with a detection data set, in place of generated scenes")
+    parser.add_argument("--image-size", type=int, default=160, help="pixels a side (%(default)s)")
     parser.add_argument("--scenes", type=int, default=1024, help="scenes to learn from (%(default)s)")
     parser.add_argument("--held-out", type=int, default=256, help="scenes to be examined on (%(default)s)")
     parser.add_argument("--epochs", type=int, default=20, help="passes over the scenes (%(default)s)")
@@ -156,16 +178,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/scenes"), help="folder for weights and logs")
     options = parser.parse_args()
+    name = results_name(options)
     for seed in options.seeds:
         for cell in options.cells:
             row = run_cell(cell, seed, options)
-            merge_row("scenes", row, key=("cell", "seed"))
+            merge_row(name, row, key=("cell", "seed"))
             print(row, flush=True)
         times = time_cells(options.cells, seed, options)
-        rows = json.loads((RESULTS / "scenes.json").read_text())["rows"]
+        rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
         for row in rows:
             if row["seed"] == seed and row["cell"] in times:
-                merge_row("scenes", {**row, "milliseconds": times[row["cell"]]}, key=("cell", "seed"))
+                merge_row(name, {**row, "milliseconds": times[row["cell"]]}, key=("cell", "seed"))
         print(times, flush=True)
 
 

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moe_vision import BiasedTopKGate, ESMoE, TopPGate, auxiliary_loss, update_selection_bias
 from moe_vision.losses.balance import routing_records
+from moe_vision.losses.ranks import rank_divisor
 from tests.strategies import make_images, make_layer
 
 LOSSES = {
@@ -25,6 +26,7 @@ LOSSES = {
     "budget": {"balance": 0.0, "budget": 1.0, "budget_experts": 1.3},
 }
 SHARDS = {2: ((3, 5), (0, 4)), 4: ((3, 0, 1, 4), (0, 0, 0, 2))}  # of batches, by the number of ranks
+AMOUNTS = (3.0, 0.0, 0.5, 6.5)  # what each rank divides by, were it alone
 BATCHES = ((2, 1), (1, 4), (0, 2), (3, 1))  # of a step of two batches, for each rank
 Result = tuple[Tensor, list[Tensor]]
 
@@ -114,6 +116,7 @@ def balance_rank(rank: int, folder: Path, ranks: int) -> None:
     first, second = (images_of(BATCHES[rank]) + rank).split(BATCHES[rank])
     results["batches"] = accumulated_losses([first, second])
     results["bias"] = moved_bias(images_of(SHARDS[ranks][0]).split(SHARDS[ranks][0])[rank])
+    results["divisor"] = rank_divisor(torch.tensor(AMOUNTS[rank]), torch.ones(1, requires_grad=True))
     torch.save(results, folder / f"rank{rank}")
     leave()
 
@@ -139,6 +142,8 @@ def test_i43_shards_give_the_loss_and_gradients_of_the_whole_batch(ranks: int, t
     bias = moved_bias(images_of(SHARDS[ranks][0]))
     assert bias.any()
     assert all(torch.equal(result["bias"], bias) for result in results)
+    # 3 of two ranks, 10 of four; a mean over the ranks follows.
+    assert [result["divisor"].item() for result in results] == {2: [1.5] * 2, 4: [2.5] * 4}[ranks]
 
 
 def train_rank(rank: int, folder: Path, ranks: int) -> None:

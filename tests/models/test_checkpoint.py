@@ -6,8 +6,8 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,19 +140,31 @@ import sys, torch
 from moe_vision import create_model
 from moe_vision.models import save_checkpoint
 model = create_model("yolo_master_n", num_classes=2)
+save_checkpoint(model, sys.argv[1])
+print("saved", flush=True)
+input()
 while True:
     save_checkpoint(model, sys.argv[1])
-    print("saved", flush=True)
 """
+
+
+def being_written(path: Path, size: int) -> bool:
+    """Tell whether a file has not got its size yet, or there is another, which is to take its place."""
+    with suppress(FileNotFoundError):  # it took it meanwhile
+        return any(file != path or file.stat().st_size < size for file in path.parent.iterdir())
+    return False
 
 
 @pytest.mark.slow
 def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
-    for delay in (0.013, 0.027, 0.031):
-        process = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], stdout=subprocess.PIPE)
-        with process:
+    for _ in range(3):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(path)], bufsize=0, **pipes) as process:
             assert process.stdout.readline() == b"saved\n"
-            time.sleep(delay)
+            size = path.stat().st_size
+            process.stdin.write(b"\n")
+            while not being_written(path, size):
+                pass
             process.send_signal(signal.SIGKILL)
         assert load_checkpoint(path).config.num_classes == 2

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One model under load: threads that share it, and memory over many forwards, train steps and exports.
 
-Adds a row to benchmarks/results/load.json::
+Adds a row to benchmarks/results/load.json, and ends with an error where a result is wrong or memory grows::
 
     python benchmarks/load.py threads --count 200
     python benchmarks/load.py forwards --count 10000
@@ -13,6 +13,7 @@ import argparse
 import gc
 import os
 import random
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from tests.trained import trained
 THREADS = 8
 SAMPLES = 20  # of the memory, evenly spread
 WARM = 4  # of them come before the first that counts: caches fill
+MOST_PERCENT = 2.0  # that memory may grow by afterwards
 
 
 def small_model() -> nn.Module:
@@ -135,6 +137,8 @@ def main() -> None:
     row = {"load": options.load, "count": options.count, **loads[options.load](options.count, options.seed)}
     print(row)
     print("written to", merge_row("load", row, key=("load",)).name)
+    if row.get("wrong") or row.get("growth_percent", 0) > MOST_PERCENT:
+        sys.exit("results are wrong" if row.get("wrong") else f"memory grows by more than {MOST_PERCENT} %")
 
 
 if __name__ == "__main__":

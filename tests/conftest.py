@@ -4,8 +4,6 @@
 import os
 import signal
 
-# A shell lets what runs in its background ignore Ctrl-C, which some tests press.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before torch is loaded, and for the processes that tests start: those of two workers slow each other down tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+# A shell lets what runs in its background ignore Ctrl-C, which some tests press.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The first call of an operator is slow, so deadlines would only measure warm-up.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}

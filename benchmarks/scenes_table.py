@@ -40,8 +40,10 @@ def _figures(seeds: Sequence[Row]) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Return the mean, with the standard deviation if there is more than one value."""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    """Return the mean, with the standard deviation if there is more than one value, on one line."""
+    return f"{mean(values):.3f}" + (
+        f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{stdev(values):.3f}" if len(values) > 1 else ""
+    )
 
 
 if __name__ == "__main__":

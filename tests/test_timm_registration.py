@@ -111,7 +111,7 @@ def run(script: str, *arguments: Path) -> None:
         pytest.param(OURS_FIRST, id="ours_first"),
         pytest.param(TIMM_FIRST, id="timm_first"),
         pytest.param(OURS_IMPORTS_TIMM, id="ours_imports_timm", marks=pytest.mark.slow),
-        pytest.param(TWICE, id="reloaded"),
+        pytest.param(TWICE, id="reloaded", marks=pytest.mark.slow),
         pytest.param(THREADS, id="threads", marks=pytest.mark.slow),
     ],
 )

@@ -167,6 +167,7 @@ class Net(nn.Module):
         return {"features": features, "logits": self.linear(features.mean(dim=(2, 3)))}
 
 
+@pytest.mark.slow
 def test_any_module(tmp_path: Path) -> None:
     net = alive(Net())
     report = export(net, tmp_path / "net.onnx", example=torch.rand(1, 3, 20, 24))

@@ -13,7 +13,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -44,13 +43,13 @@ def try_one(change: dict[str, str], copy: Path) -> dict[str, Any]:
         path.write_text(change["broken"])
     start = time.perf_counter()
     try:
-        ended, error = run(change["check"], copy)
+        failed, error = run(change["check"], copy)
     finally:
         if text is None:
             path.unlink()
         else:
             path.write_text(text)
-    return {**change, "failed": ended, "error": error, "seconds": round(time.perf_counter() - start, 1)}
+    return {**change, "failed": failed, "error": error, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def run(check: str, copy: Path) -> tuple[bool, str]:
@@ -65,7 +64,7 @@ def run(check: str, copy: Path) -> tuple[bool, str]:
             capture_output=True,
             text=True,
             timeout=SECONDS,
-            preexec_fn=_limit,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
         )
     except subprocess.TimeoutExpired:
         return True, f"it did not end within {SECONDS} s"
@@ -73,11 +72,6 @@ def run(check: str, copy: Path) -> tuple[bool, str]:
         raise ValueError(f"{check} can't be run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     errors = re.findall(r"^(?:E  +|\w*Error: |.*Timeout).*", done.stdout + done.stderr, re.MULTILINE)
     return done.returncode != 0, errors[0].removeprefix("E").strip()[:200] if errors else f"exit {done.returncode}"
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets what runs in its background ignore it
 
 
 def seen(change: dict[str, str]) -> bool:
@@ -99,8 +93,8 @@ def main() -> None:
     unseen = []
     with tempfile.TemporaryDirectory() as folder:
         for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
-            copy(ROOT / name, Path(folder, name))
+            copy_of = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
+            copy_of(ROOT / name, Path(folder, name))
         for change in changes:
             row = try_one(change, Path(folder))
             merge_row("broken", row, key=("what",))

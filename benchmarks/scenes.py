@@ -49,8 +49,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "information": {"balance_kind": "information"},
     "loss-free": {"balance": 0.0},
 }
-
-
 RECIPE_OF_SCENES: dict[str, Any] = {"batch_size": 8, "lr": 4e-3, "mosaic": 0.0, "warmup_epochs": 1}
 RECIPE_OF_PHOTOGRAPHS: dict[str, Any] = {"close_mosaic": 3}
 

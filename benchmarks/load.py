@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """One model under load: threads that share it, and memory over many forwards, train steps and exports.
 
+PyTorch keeps something of each export until the process ends: ``plain_exports`` measures it on a module that has
+nothing of ours, and ``exports_in_processes`` how to write many files all the same.
+
 Adds a row to benchmarks/results/load.json, and ends with an error where a result is wrong or memory grows::
 
     python benchmarks/load.py threads --count 200
     python benchmarks/load.py forwards --count 10000
     python benchmarks/load.py steps --count 1000
     python benchmarks/load.py exports --count 100
+    python benchmarks/load.py plain_exports --count 100
+    python benchmarks/load.py exports_in_processes --count 100
 """
 
 import argparse
 import gc
+import multiprocessing
 import os
 import random
 import sys
@@ -23,6 +29,7 @@ from typing import Any
 import torch
 from measure import merge_row
 from torch import Tensor, nn
+from torch.export import Dim
 
 from moe_vision import ESMoE, auxiliary_loss, create_model, export
 from moe_vision.layers.esmoe import esmoe_layers
@@ -102,13 +109,54 @@ def steps(count: int, seed: int) -> dict[str, Any]:
 
 def exports(count: int, seed: int) -> dict[str, Any]:
     """Write a layer as ONNX, which runs and compares it, too."""
-    layer = ESMoE(8, num_experts=3).eval()
     with tempfile.TemporaryDirectory() as folder:
-        return memory_of(lambda: export(layer, Path(folder, "layer.onnx"), example=torch.rand(2, 8, 12, 12)), count)
+        return memory_of(lambda: write_layer(folder), count)
+
+
+def write_layer(folder: str) -> float:
+    """Write a layer as ONNX; return the memory that is held afterwards."""
+    export(ESMoE(8, num_experts=3).eval(), Path(folder, "layer.onnx"), example=torch.rand(2, 8, 12, 12))
+    gc.collect()
+    return resident_mebibytes()
+
+
+class Branches(nn.Module):
+    """Three convolutions, each in a branch that data decides on, as the experts of a layer are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        for conv in self.convs:
+            images = images + torch.cond(images.mean() > 0, conv, torch.clone, (images,))
+        return images
+
+
+def plain_exports(count: int, seed: int) -> dict[str, Any]:
+    """Write a module that has nothing of ours as ONNX, by PyTorch alone."""
+    model, example = Branches().eval(), (torch.rand(2, 8, 12, 12),)
+    sizes = ({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "plain.onnx")
+        return memory_of(
+            lambda: torch.onnx.export(model, example, file, dynamo=True, verbose=False, dynamic_shapes=sizes), count
+        )
+
+
+def exports_in_processes(count: int, seed: int) -> dict[str, Any]:
+    """Write a layer as ONNX in twenty processes, one after the other; a sample is the most that one held."""
+    each, spawn = count // SAMPLES, multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        spawn.Pool(1, maxtasksperchild=each) as pool,
+    ):
+        held = pool.map(write_layer, [folder] * SAMPLES * each, chunksize=1)
+    return growth([max(held[start : start + each]) for start in range(0, len(held), each)])
 
 
 def memory_of(call: Callable[[], object], count: int) -> dict[str, Any]:
-    """Call again and again; return the memory held after the warm-up, the most later, and the growth in percent."""
+    """Call again and again; return how the memory held in between grows."""
     sizes = []
     for _ in range(SAMPLES):
         for _ in range(count // SAMPLES):
@@ -116,6 +164,11 @@ def memory_of(call: Callable[[], object], count: int) -> dict[str, Any]:
         gc.collect()
         sizes.append(resident_mebibytes())
         print(f"{sizes[-1]:.1f} MiB", flush=True)
+    return growth(sizes)
+
+
+def growth(sizes: list[float]) -> dict[str, Any]:
+    """Return the memory held after the warm-up, the most later, and the growth in percent."""
     warm, end = sizes[WARM - 1], max(sizes[WARM:])
     return {"warm_mib": round(warm, 1), "most_mib": round(end, 1), "growth_percent": round(100 * (end / warm - 1), 2)}
 
@@ -128,11 +181,13 @@ def resident_mebibytes() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    loads = {"threads": threads, "forwards": forwards, "steps": steps, "exports": exports}
+    loads = {load.__name__: load for load in (threads, forwards, steps, exports, plain_exports, exports_in_processes)}
     parser.add_argument("load", choices=loads, help="what the model goes through")
     parser.add_argument("--count", type=int, default=1000, help="how often (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of images and sizes (%(default)s)")
     options = parser.parse_args()
+    if options.count < SAMPLES:
+        parser.error(f"--count must be at least {SAMPLES}, got {options.count}")
     torch.set_num_threads(1)
     row = {"load": options.load, "count": options.count, **loads[options.load](options.count, options.seed)}
     print(row)

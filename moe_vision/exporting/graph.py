@@ -71,13 +71,17 @@ def trace(module: nn.Module, example: Tensor, sizes: dict[int, Any], dtype: torc
     Raises:
         ValueError: If the module can't be traced.
     """
+    flat = Flat(module, dtype)
     with quiet():
         try:
-            return torch.export.export(Flat(module, dtype), (example,), dynamic_shapes=(sizes,))
+            return torch.export.export(flat, (example,), dynamic_shapes=(sizes,))
         except Exception as error:  # whatever the module's own code raises
             # A map of one cell is taken to be of that size for ever.
             mend = "; give an example of at least 64 x 64" if sizes and min(example.shape[2:]) < 64 else ""
             raise ValueError(f"module can't be traced by torch.export: {str(error).splitlines()[0]}{mend}") from error
+        finally:
+            # PyTorch keeps every module that it traced with torch.cond; the weights need not stay with it.
+            flat.module = nn.Identity()
 
 
 def to_onnx(program: ExportedProgram, output_names: list[str], sizes: dict[int, Any]) -> "onnx_ir.Model":

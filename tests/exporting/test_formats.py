@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files for OpenVINO and torch.export, and int8: right in their runtimes, whole or not at all."""
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,10 +42,17 @@ def run_program(path: Path, images: Tensor) -> Tensor:
     return output
 
 
+def living_layers() -> int:
+    gc.collect()
+    return sum(type(thing) is ESMoE for thing in gc.get_objects())
+
+
 @pytest.mark.parametrize(("ending", "run_file"), [("xml", run_openvino), ("pt2", run_program)])
 def test_sparse_layer(ending: str, run_file: Callable[[Path, Tensor], Tensor], tmp_path: Path) -> None:
     layer, path = make_layer(num_experts=3), tmp_path / f"layer.{ending}"
+    before = living_layers()
     report = export(layer, path)
+    assert living_layers() == before  # no copy of the weights stays in PyTorch's caches
     assert_every_expert_checked(report, top_k=2)
     assert report.blocks[0].form == "index"
     assert {file.suffix for file in tmp_path.iterdir()} <= {path.suffix, ".bin"}

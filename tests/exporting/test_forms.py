@@ -90,6 +90,7 @@ def test_images_that_decide_how_many_experts_they_need(tmp_path: Path) -> None:
     torch.testing.assert_close(run(tmp_path / "layer.onnx", images)["output"], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_router_that_pools_large_maps_alone(tmp_path: Path) -> None:
     layer = alive(PointwiseMoE(8, num_experts=5))
     assert_every_expert_checked(export(layer, tmp_path / "layer.onnx", image_size=9))
@@ -129,6 +130,7 @@ def test_an_image_of_nan_spoils_itself_alone(plain: Exported) -> None:
     torch.testing.assert_close(output[::2], plain.layer(images[::2]), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_experts_that_are_equal_keep_their_weights(tmp_path: Path) -> None:
     layer = ESMoE(4, init="shared").eval()
     export(layer, tmp_path / "layer.onnx")

@@ -29,6 +29,7 @@ def test_routing_is_in_fp32_when_features_are_in_bf16(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_losses_are_near_those_of_fp32(tmp_path: Path) -> None:
     for precision in ("no", "bf16"):
         make_trainer(tmp_path / precision, precision=precision, lr=1e-4, mosaic=0.0, eval_every=2).fit()

@@ -116,7 +116,6 @@ def exports(count: int, seed: int) -> dict[str, Any]:
 def write_layer(folder: str) -> float:
     """Write a layer as ONNX; return the memory that is held afterwards."""
     export(ESMoE(8, num_experts=3).eval(), Path(folder, "layer.onnx"), example=torch.rand(2, 8, 12, 12))
-    gc.collect()
     return resident_mebibytes()
 
 
@@ -147,10 +146,7 @@ def plain_exports(count: int, seed: int) -> dict[str, Any]:
 def exports_in_processes(count: int, seed: int) -> dict[str, Any]:
     """Write a layer as ONNX in twenty processes, one after the other; a sample is the most that one held."""
     each, spawn = count // SAMPLES, multiprocessing.get_context("spawn")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        spawn.Pool(1, maxtasksperchild=each) as pool,
-    ):
+    with tempfile.TemporaryDirectory() as folder, spawn.Pool(1, maxtasksperchild=each) as pool:
         held = pool.map(write_layer, [folder] * SAMPLES * each, chunksize=1)
     return growth([max(held[start : start + each]) for start in range(0, len(held), each)])
 
@@ -161,7 +157,6 @@ def memory_of(call: Callable[[], object], count: int) -> dict[str, Any]:
     for _ in range(SAMPLES):
         for _ in range(count // SAMPLES):
             call()
-        gc.collect()
         sizes.append(resident_mebibytes())
         print(f"{sizes[-1]:.1f} MiB", flush=True)
     return growth(sizes)
@@ -174,7 +169,8 @@ def growth(sizes: list[float]) -> dict[str, Any]:
 
 
 def resident_mebibytes() -> float:
-    """Return how much memory this process holds, by Linux."""
+    """Return how much memory this process holds, by Linux, when garbage is collected."""
+    gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -67,6 +67,8 @@ class DetectMaps(NamedTuple):
 class DetectHead(nn.Module):
     """Decoupled head: for each level one tower for the box sides and one for the classes.
 
+    Boxes start about 4 strides wide, as RetinaNet's anchors are (arXiv 1708.02002, section 4).
+
     Args:
         in_channels: Channels of the three levels.
         num_classes: Number of classes.
